@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * mm.reclaim: tasks that had to free memory before they could go on, by the
+ * cgroup of the task: direct reclaim, for want of free memory in the machine,
+ * and memcg reclaim, for a cgroup's limit. (Not to be confused with cgroupfs's
+ * memory.reclaim, which is written to.)
+ *
+ * pages		pages reclaimed
+ * stall_total_ns	time spent reclaiming
+ * stall_ns		histogram of single stalls; its count is the number of reclaims
+ *
+ * kswapd is not counted: nobody waits for it. The cgroup is that of the task
+ * that stalled, which need not be the one whose limit was hit: memory.stat
+ * counts pgsteal by the owner of the pages.
+ *
+ * Needs 6.1 or later with CONFIG_MEMCG. Costs nothing until memory is short;
+ * then two hash operations and an update per reclaim, beside the microseconds
+ * or more that it takes. On 7.0 and later runs can be skipped (these
+ * tracepoints are preemptible there); `cgstatfs list` shows them as misses.
+ */
+#include "cgstat.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define MAX_RECLAIMING 4096
+
+struct mm_reclaim {
+	__u64 pages;
+	__u64 stall_total_ns;
+	/* Up to 2^38 ns, 275 s, then what is longer. */
+	__u64 stall_ns[40] CGSTAT_LOG2;
+};
+CGSTAT_MAP(reclaim, struct mm_reclaim, "mm.reclaim");
+
+/* Since when a task reclaims. Made in advance: memory is short here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_RECLAIMING);
+	__type(key, __u32);
+	__type(value, __u64);
+} reclaiming SEC(".maps");
+
+static __always_inline int begin(void)
+{
+	__u32 pid = bpf_get_current_pid_tgid();
+	__u64 now = bpf_ktime_get_ns();
+
+	if (bpf_map_update_elem(&reclaiming, &pid, &now, BPF_ANY))
+		cgstat_lost(reclaim);
+	return 0;
+}
+
+static __always_inline int end(__u64 pages)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u32 pid = bpf_get_current_pid_tgid();
+	__u64 *since, delta;
+
+	since = bpf_map_lookup_elem(&reclaiming, &pid);
+	if (!since)
+		return 0;
+	delta = bpf_ktime_get_ns() - *since;
+	bpf_map_delete_elem(&reclaiming, &pid);
+	cgstat_update(reclaim, cgstat_task_cgroup(task), v) {
+		cgstat_inc(v->pages, pages);
+		cgstat_inc(v->stall_total_ns, delta);
+		cgstat_inc_log2(v->stall_ns, delta);
+	}
+	return 0;
+}
+
+/* 7.x changed the order of the begin tracepoints' arguments; none is used. */
+SEC("tp_btf/mm_vmscan_direct_reclaim_begin")
+int BPF_PROG(on_direct_begin)
+{
+	return begin();
+}
+
+SEC("tp_btf/mm_vmscan_direct_reclaim_end")
+int BPF_PROG(on_direct_end, unsigned long nr_reclaimed)
+{
+	return end(nr_reclaimed);
+}
+
+SEC("tp_btf/mm_vmscan_memcg_reclaim_begin")
+int BPF_PROG(on_memcg_begin)
+{
+	return begin();
+}
+
+SEC("tp_btf/mm_vmscan_memcg_reclaim_end")
+int BPF_PROG(on_memcg_end, unsigned long nr_reclaimed)
+{
+	return end(nr_reclaimed);
+}

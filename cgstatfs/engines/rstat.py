@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The engine that rides on the kernel's rstat.
+
+Updates tell the kernel through a kfunc, and a program on the kernel's flush hook
+``bpf_rstat_flush()`` folds (6.1 and later, with BPF trampolines). A lookup walks a sleepable
+cgroup iterator over the one cgroup; the program flushes it and writes its total.
+See bpf/cgstat.bpf.h, "flush and lookup: rstat".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .. import libbpf
+from ..btf import kernel_has_function
+from ..objects import object_path
+from ..valuetype import ValueType
+from .base import Engine, EngineUnavailable, Lookup
+
+__all__ = ("Rstat",)
+
+
+class Rstat(Engine):
+    name = "rstat"
+    number = 1
+    programs = ("flush", "read")
+    attached = ("flush",)
+
+    def probe(self) -> None:
+        try:
+            if not kernel_has_function("bpf_rstat_flush"):
+                raise EngineUnavailable("no bpf_rstat_flush() in this kernel; it needs 6.1 or later")
+            self._probe_trampoline()
+        except OSError as error:
+            raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
+
+    def _probe_trampoline(self) -> None:
+        """Attach to the flush hook, as only trying shows whether the kernel allows it."""
+        probe = libbpf.Object(object_path("probe_rstat"))
+        try:
+            probe.load()
+            probe.programs["probe"].attach().close()
+        except OSError as error:
+            raise EngineUnavailable(
+                "the kernel refuses BPF trampolines (fentry/bpf_rstat_flush: "
+                f"{errno.errorcode.get(error.errno, error.errno)})"
+            ) from None
+        finally:
+            probe.close()
+
+    def lookup(self, program: libbpf.Program, value_type: ValueType) -> Lookup:
+        fd, size, unpack = program.fd, value_type.size, value_type.unpack
+
+        def look_up(cgroup_id: int) -> tuple[int, ...]:
+            # A link that stays would keep its cgroup from being released.
+            link = libbpf.create_cgroup_iter_link(fd, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id)
+            try:
+                walk = libbpf.create_iter(link)
+            finally:
+                os.close(link)
+            try:
+                value = os.read(walk, size)
+            finally:
+                os.close(walk)
+            if len(value) != size:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"cgroup {cgroup_id}")
+            return unpack(value)
+
+        return look_up

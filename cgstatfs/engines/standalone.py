@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The engine that keeps its own lists of what was updated, in BPF maps.
+
+Needs BTF and ``tp_btf`` programs, no BPF trampolines. A lookup runs a ``syscall`` program
+that flushes and copies the total. See bpf/cgstat.bpf.h, "flush and lookup: standalone".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+
+from ..btf import kernel_has_function
+from ..libbpf import Program
+from ..valuetype import ValueType
+from .base import Engine, EngineUnavailable, Lookup
+
+__all__ = ("Standalone",)
+
+_BUSY_TRIES = 1000
+
+
+class Standalone(Engine):
+    name = "standalone"
+    number = 0
+    programs = ("lookup",)
+    attached = ()
+
+    def probe(self) -> None:
+        try:
+            # bpf_cgroup iterators came with 6.1, as did hashes that may allocate anywhere.
+            if not kernel_has_function("bpf_iter_cgroup"):
+                raise EngineUnavailable("no cgroup iterator in this kernel; it needs 6.1 or later")
+        except OSError as error:
+            raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
+
+    def lookup(self, program: Program, value_type: ValueType) -> Lookup:
+        class Context(ctypes.Structure):
+            """``struct NAME_lookup_ctx``."""
+
+            _fields_ = [
+                ("id", ctypes.c_uint64),
+                ("ret", ctypes.c_int64),
+                ("total", ctypes.c_uint64 * value_type.elements),
+            ]
+
+        context = Context()
+        run = program.test_run(context)
+        total = memoryview(context).cast("B")[Context.total.offset :]
+        unpack = value_type.unpack
+
+        def look_up(cgroup_id: int) -> tuple[int, ...]:
+            context.id = cgroup_id
+            for attempt in range(_BUSY_TRIES):
+                run()
+                if context.ret != -errno.EBUSY:
+                    break
+                # Somebody else flushes: a release, for microseconds, or another reader.
+                time.sleep(0 if attempt < 100 else 0.001)
+            if context.ret:
+                raise OSError(-context.ret, os.strerror(-context.ret), f"cgroup {cgroup_id}")
+            return unpack(total)
+
+        return look_up

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A thin binding of libbpf 1.x: objects, maps, programs, links, iterators, ring buffers.
+
+It covers what cgstatfs uses and nothing more. BTF is in :mod:`cgstatfs.btf`.
+
+Every failure is an :class:`OSError` whose ``errno`` is the kernel's or libbpf's and whose
+``filename`` names the object, map, program or path. Where libbpf or the verifier logged
+something, :class:`LoadError` carries it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import TypeVar
+
+__all__ = (
+    "Link",
+    "LoadError",
+    "Map",
+    "MapInfo",
+    "Object",
+    "Program",
+    "RingBuffer",
+    "TestRun",
+    "create_iter",
+    "create_cgroup_iter_link",
+    "get_pinned",
+    "lib",
+    "map_info",
+    "pin",
+    "possible_cpus",
+    "recursion_misses",
+)
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+BPF_NOEXIST = 1
+BPF_TRACE_ITER = 28
+CGROUP_ITER_SELF_ONLY = 1
+CGROUP_ITER_DESCENDANTS_PRE = 2
+
+
+def _load_library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        raise OSError(
+            errno.ENOENT, "libbpf 1.x is not installed; install Debian's libbpf1", "libbpf.so.1"
+        ) from None
+
+
+lib = _load_library()
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# A pointer that is returned must be declared, or it is cut to an int.
+for _name in (
+    "bpf_object__open_file",
+    "bpf_object__next_map",
+    "bpf_object__next_program",
+    "bpf_program__attach",
+    "ring_buffer__new",
+):
+    getattr(lib, _name).restype = c_void_p
+for _name in ("bpf_map__name", "bpf_program__name", "bpf_program__section_name"):
+    getattr(lib, _name).restype = c_char_p
+lib.bpf_object__next_map.argtypes = [c_void_p, c_void_p]
+lib.bpf_object__next_program.argtypes = [c_void_p, c_void_p]
+
+
+class LoadError(OSError):
+    """An object was refused; ``log`` holds what libbpf and the verifier said of it."""
+
+    def __init__(self, number: int, reason: str, filename: str, log_lines: list[str]) -> None:
+        super().__init__(number, reason, filename)
+        self.log = log_lines
+
+
+_PRINT_FN = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_LIBBPF_DEBUG = 2
+_captured: list[str] | None = None
+
+
+def _print(level: int, fmt: bytes, args: int) -> int:
+    if level >= _LIBBPF_DEBUG:
+        return 0
+    buffer = ctypes.create_string_buffer(1 << 16)
+    _libc.vsnprintf(buffer, c_size_t(len(buffer)), fmt, c_void_p(args))
+    text = buffer.value.decode("utf-8", "replace").rstrip("\n")
+    if _captured is not None:
+        _captured.extend(text.splitlines())
+    else:
+        log.debug("%s", text)
+    return 0
+
+
+_print_callback = _PRINT_FN(_print)
+lib.libbpf_set_print(_print_callback)
+
+
+class _captured_log:
+    """What libbpf says in the ``with`` block goes to the list it gives."""
+
+    def __enter__(self) -> list[str]:
+        global _captured
+        _captured = []
+        return _captured
+
+    def __exit__(self, *_: object) -> None:
+        global _captured
+        _captured = None
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), what)
+    return result
+
+
+def possible_cpus() -> int:
+    """Number of possible cpus, as BPF's per-cpu data counts them."""
+    return _check(lib.libbpf_num_possible_cpus(), "possible cpus")
+
+
+def _nul(text: str | os.PathLike[str]) -> bytes:
+    return os.fsencode(text)
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin a map, program or link in bpffs.
+
+    :raises OSError: ``EEXIST``, ``EPERM`` (a dot in the name), ``EINVAL`` (not bpffs)
+    """
+    _check(lib.bpf_obj_pin(fd, _nul(path)), str(path))
+
+
+def get_pinned(path: Path) -> int:
+    """Open what is pinned at *path*; the caller closes the descriptor."""
+    return _check(lib.bpf_obj_get(_nul(path)), str(path))
+
+
+class MapInfo(ctypes.Structure):
+    """The head of ``struct bpf_map_info`` (include/uapi/linux/bpf.h, 6.1)."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", ctypes.c_char * 16),
+        ("ifindex", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("netns_dev", c_uint64),
+        ("netns_ino", c_uint64),
+        ("btf_id", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("_pad", c_uint32),
+        ("map_extra", c_uint64),
+    ]
+
+
+class ProgInfo(ctypes.Structure):
+    """``struct bpf_prog_info`` (include/uapi/linux/bpf.h, 6.1) up to ``recursion_misses``."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("_lengths", c_uint32 * 2),
+        ("_insns", c_uint64 * 2),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", ctypes.c_char * 16),
+        ("_ifindex_gpl", c_uint32 * 2),
+        ("_netns", c_uint64 * 2),
+        ("_nr_jited", c_uint32 * 2),
+        ("_jited", c_uint64 * 2),
+        ("btf_id", c_uint32),
+        ("_func_info_rec_size", c_uint32),
+        ("_func_info", c_uint64),
+        ("_nr_info", c_uint32 * 2),
+        ("_line_info", c_uint64 * 2),
+        ("_line_info_sizes", c_uint32 * 4),
+        ("_prog_tags", c_uint64),
+        ("run_time_ns", c_uint64),
+        ("run_cnt", c_uint64),
+        ("recursion_misses", c_uint64),
+    ]
+
+
+
+
+def _read_info(fd: int, info: ctypes.Structure) -> None:
+    size = c_uint32(ctypes.sizeof(info))
+    _check(lib.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)), f"descriptor {fd}")
+
+
+def map_info(fd: int) -> MapInfo:
+    """Type, sizes and BTF ids of a map."""
+    info = MapInfo()
+    _read_info(fd, info)
+    return info
+
+
+def recursion_misses(fd: int) -> int:
+    """Runs of a program that BPF skipped because it was running on that cpu already."""
+    info = ProgInfo()
+    _read_info(fd, info)
+    return info.recursion_misses
+
+
+class Map:
+    """A map of an :class:`Object`, or one opened by its descriptor."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = c_void_p(handle)
+        self.name: str = lib.bpf_map__name(self._handle).decode()
+
+    @property
+    def fd(self) -> int:
+        return _check(lib.bpf_map__fd(self._handle), self.name)
+
+    @property
+    def max_entries(self) -> int:
+        """How many elements the map can hold; to be set before load."""
+        return lib.bpf_map__max_entries(self._handle)
+
+    @max_entries.setter
+    def max_entries(self, count: int) -> None:
+        _check(lib.bpf_map__set_max_entries(self._handle, c_uint32(count)), self.name)
+
+    def set_initial_value(self, value: bytes) -> None:
+        """Before load: contents of a map of global variables."""
+        _check(
+            lib.bpf_map__set_initial_value(self._handle, value, c_size_t(len(value))), self.name
+        )
+
+    def freeze(self) -> None:
+        """From now on user space cannot write to the map; programs can."""
+        _check(lib.bpf_map_freeze(self.fd), self.name)
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value at *key*, or None. *value_size* is per map, not per cpu."""
+    value = ctypes.create_string_buffer(value_size)
+    result = lib.bpf_map_lookup_elem(fd, key, value)
+    if result == -errno.ENOENT:
+        return None
+    _check(result, f"map {fd}")
+    return value.raw
+
+
+def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
+    """The keys of a map, which may change while it is walked."""
+    key = ctypes.create_string_buffer(key_size)
+    previous: bytes | None = None
+    while True:
+        result = lib.bpf_map_get_next_key(fd, previous, key)
+        if result == -errno.ENOENT:
+            return
+        _check(result, f"map {fd}")
+        previous = key.raw
+        yield previous
+
+
+class Link:
+    """An attached program; detached by :meth:`close` unless it is pinned."""
+
+    def __init__(self, handle: int, what: str) -> None:
+        self._handle = c_void_p(handle)
+        self._what = what
+
+    @property
+    def fd(self) -> int:
+        return _check(lib.bpf_link__fd(self._handle), self._what)
+
+    def close(self) -> None:
+        lib.bpf_link__destroy(self._handle)
+        self._handle = c_void_p(None)
+
+
+class TestRun(ctypes.Structure):
+    """``struct bpf_test_run_opts`` of libbpf 1.1."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    ]
+
+
+class Program:
+    """A program of an :class:`Object`."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = c_void_p(handle)
+        self.name: str = lib.bpf_program__name(self._handle).decode()
+        self.section: str = lib.bpf_program__section_name(self._handle).decode()
+
+    @property
+    def fd(self) -> int:
+        return _check(lib.bpf_program__fd(self._handle), self.name)
+
+    def set_autoload(self, load: bool) -> None:
+        """Before load: whether the program is loaded with its object."""
+        _check(lib.bpf_program__set_autoload(self._handle, ctypes.c_bool(load)), self.name)
+
+    def attach(self) -> Link:
+        """Attach where the program's section says."""
+        handle = lib.bpf_program__attach(self._handle)
+        if not handle:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), f"{self.name} ({self.section})")
+        return Link(handle, self.name)
+
+    def test_run(self, context: ctypes.Structure) -> Callable[[], None]:
+        """A function that runs this ``syscall`` program on *context*, changed in place."""
+        opts = TestRun(
+            sz=ctypes.sizeof(TestRun),
+            ctx_in=ctypes.addressof(context),
+            ctx_size_in=ctypes.sizeof(context),
+        )
+        fd, pointer, call = self.fd, ctypes.pointer(opts), lib.bpf_prog_test_run_opts
+        name = self.name
+
+        def run() -> None:
+            result = call(fd, pointer)
+            if result < 0:
+                raise OSError(-result, os.strerror(-result), name)
+
+        return run
+
+
+class Object:
+    """A BPF object file: opened, adjusted, loaded.
+
+    :raises LoadError: it is not an object file that libbpf can read
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _captured_log() as lines:
+            handle = lib.bpf_object__open_file(_nul(path), None)
+        if not handle:
+            number = ctypes.get_errno() or errno.EINVAL
+            raise LoadError(number, "cannot be read as a BPF object", str(path), lines)
+        self._handle = c_void_p(handle)
+        self.maps = {m.name: m for m in self._each(lib.bpf_object__next_map, Map)}
+        self.programs = {p.name: p for p in self._each(lib.bpf_object__next_program, Program)}
+
+    def _each(self, following: Callable[..., int], kind: type[_T]) -> Iterator[_T]:
+        handle = following(self._handle, None)
+        while handle:
+            yield kind(handle)
+            handle = following(self._handle, handle)
+
+    def load(self) -> None:
+        """Create the maps, verify and load the programs.
+
+        :raises LoadError: the kernel refused a map or the verifier a program
+        """
+        with _captured_log() as lines:
+            result = lib.bpf_object__load(self._handle)
+        if result < 0:
+            raise LoadError(-result, os.strerror(-result), str(self.path), lines)
+
+    def close(self) -> None:
+        """Close every descriptor; what is neither pinned nor attached goes."""
+        lib.bpf_object__close(self._handle)
+        self._handle = c_void_p(None)
+        self.maps, self.programs = {}, {}
+
+
+class _CgroupIterInfo(ctypes.Structure):
+    """``union bpf_iter_link_info``, its ``cgroup`` member (6.1)."""
+
+    _fields_ = [("order", c_uint32), ("cgroup_fd", c_uint32), ("cgroup_id", c_uint64)]
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    """``struct bpf_link_create_opts`` of libbpf 1.1, as far as iterators need it."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("flags", c_uint32),
+        ("iter_info", c_void_p),
+        ("iter_info_len", c_uint32),
+        ("target_btf_id", c_uint32),
+    ]
+
+
+def create_cgroup_iter_link(prog_fd: int, order: int, cgroup_id: int) -> int:
+    """Attach a cgroup iterator; the caller closes the descriptor that is returned.
+
+    :raises OSError: ``ENOENT`` if the cgroup is gone
+    """
+    info = _CgroupIterInfo(order=order, cgroup_id=cgroup_id)
+    opts = _LinkCreateOpts(
+        sz=ctypes.sizeof(_LinkCreateOpts),
+        iter_info=ctypes.addressof(info),
+        iter_info_len=ctypes.sizeof(info),
+    )
+    result = lib.bpf_link_create(prog_fd, 0, BPF_TRACE_ITER, byref(opts))
+    return _check(result, f"cgroup {cgroup_id}")
+
+
+def create_iter(link_fd: int) -> int:
+    """Start one walk of an attached iterator; what it writes is read from the descriptor."""
+    return _check(lib.bpf_iter_create(link_fd), "iterator")
+
+
+_SAMPLE_FN = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+
+
+class RingBuffer:
+    """Consumes a ``BPF_MAP_TYPE_RINGBUF``; *fd* polls readable when there is something."""
+
+    def __init__(self, map_fd: int, receive: Callable[[bytes], None]) -> None:
+        def sample(_: int, data: int, size: int) -> int:
+            receive(ctypes.string_at(data, size))
+            return 0
+
+        self._callback = _SAMPLE_FN(sample)
+        handle = lib.ring_buffer__new(map_fd, self._callback, None, None)
+        if not handle:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "ring buffer")
+        self._handle = c_void_p(handle)
+        self.fd: int = _check(lib.ring_buffer__epoll_fd(self._handle), "ring buffer")
+
+    def consume(self) -> int:
+        """Hand every record that was submitted to the receiver; how many there were."""
+        return _check(lib.ring_buffer__consume(self._handle), "ring buffer")
+
+    def close(self) -> None:
+        lib.ring_buffer__free(self._handle)
+        self._handle = c_void_p(None)

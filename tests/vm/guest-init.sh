@@ -1,0 +1,51 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Runs inside a guest: finishes what virtme-ng's init leaves undone, runs the
+# command and hands its output and exit status to the host.
+#
+# $1 is a folder shared with the host. In it: "command", a script to run;
+# "output" and "status", written here; "started", made just before the command.
+# The virtio ports that virtme-ng offers for this are only there with udev.
+
+shared=$1
+
+fail() {
+	echo "guest: $1" >>"$shared/output"
+	exit 1
+}
+
+mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf ||
+	fail "cannot mount bpffs"
+mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing ||
+	fail "cannot mount tracefs"
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup ||
+	fail "cannot mount cgroup v2"
+[ -e /sys/fs/fuse/connections ] || modprobe fuse ||
+	fail "cannot load the fuse module; is kmod installed?"
+
+# The host's file system is read-only, but programs write to their home.
+export HOME=/run/home
+mkdir -p "$HOME" || fail "cannot make $HOME"
+
+# A pipe rather than the file itself, which a command could truncate by opening
+# /dev/stdout for writing.
+mkfifo /run/output || fail "cannot make /run/output"
+cat /run/output >"$shared/output" &
+reader=$!
+
+: >"$shared/started"
+sh "$shared/command" </dev/null >/run/output 2>&1
+status=$?
+
+# Processes that the command leaves behind may hold the pipe open for ever.
+tries=50
+while kill -0 "$reader" 2>/dev/null && [ "$tries" -gt 0 ]; do
+	sleep 0.1
+	tries=$((tries - 1))
+done
+echo "$status" >"$shared/status.new" && mv "$shared/status.new" "$shared/status"
+
+# Without a sync, which waits for ever on a FUSE mount that nobody serves any
+# more; nothing in the guest is worth keeping.
+echo o >/proc/sysrq-trigger
+sleep 60

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boot a kernel under QEMU with this machine's files, and run a command in it.
+
+The guest sees the host's root file system; what it changes there is lost. It
+has cgroup v2, bpffs, tracefs and FUSE ready, and a HOME that can be written to.
+Hardware virtualisation is not used, so that a guest behaves the same wherever
+it runs; everything in it is 5 to 20 times slower than on the host.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .kernels import Kernel, busybox
+
+__all__ = ("GuestError", "run")
+
+_INIT = Path(__file__).with_name("guest-init.sh")
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_SHARED = "/run/shared"
+_POLL_SECONDS = 0.1
+# From the command's end to the guest's: its power-off, or else its death.
+_SHUTDOWN_SECONDS = 30
+_LOG_TAIL_LINES = 40
+
+# What the kernel says when something in it went wrong. "blocked for more than"
+# is how it reports a hung task.
+_KERNEL_TROUBLE = re.compile(
+    r"\bBUG:|\bWARNING:|\bOops\b|\bKernel panic\b|general protection fault"
+    r"|rcu: INFO|INFO: rcu|blocked for more than|hung.task|\bUBSAN:|refcount_t:"
+)
+_TRACE_LINES = 30
+
+
+class GuestError(Exception):
+    """A guest failed by itself, whatever its command did."""
+
+
+def run(
+    kernel: Kernel,
+    command: list[str],
+    *,
+    cpus: int = 2,
+    memory: str = "2G",
+    timeout: float = 600,
+    check_log: bool = True,
+) -> int:
+    """Run a command in a guest, with its output on stdout; return its status.
+
+    The command starts in the repository's folder, without standard input, with
+    this Python's programs first on its PATH.
+
+    :param timeout: seconds for all of it, from start to power-off.
+    :param check_log: raise `GuestError` if the kernel logged a bug or a warning.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="guest-", ignore_cleanup_errors=True
+    ) as folder:
+        shared = Path(folder, "shared")
+        shared.mkdir()
+        shutil.copyfile(_INIT, shared / "init")
+        (shared / "command").write_text(_script(command), encoding="utf-8")
+        vng = _vng(kernel, shared, cpus, memory)
+        with _started(vng, folder) as (process, console):
+            try:
+                status = _follow(process, shared, timeout)
+            except GuestError as error:
+                _print_lines("last of the guest's console", console[-_LOG_TAIL_LINES:])
+                raise GuestError(f"{kernel.release}: {error}") from None
+    trouble = _trouble(console)
+    if trouble:
+        _print_lines(f"{kernel.release}: trouble in the kernel log", trouble)
+        if check_log:
+            raise GuestError(
+                f"{kernel.release}: the kernel logged a bug or a warning, see above "
+                f"(the command's exit status was {status})"
+            )
+    return status
+
+
+def _script(command: list[str]) -> str:
+    path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return (
+        f"PATH={shlex.quote(path)}\nexport PATH\n"
+        f"cd {shlex.quote(str(_REPOSITORY))} || exit\n"
+        f"exec {shlex.join(command)}\n"
+    )
+
+
+def _vng(kernel: Kernel, shared: Path, cpus: int, memory: str) -> list[str]:
+    """Return the vng command line.
+
+    The command itself is not on it: the kernel's command line, which would
+    carry it, holds 2,048 characters.
+    """
+    return [
+        "vng",
+        f"--run={kernel.vmlinuz_path}",
+        "--disable-kvm",
+        # Spares the 3 seconds it takes to find out that the other way, QEMU's
+        # own virtiofsd, does not work.
+        "--force-9p",
+        f"--busybox={busybox()}",
+        f"--cpus={cpus}",
+        f"--memory={memory}",
+        "--user=root",
+        f"--rwdir={_SHARED}={shared}",
+        # The kernel's console on standard error, with warnings and worse.
+        "--verbose",
+        "--append=loglevel=5",
+        f"--exec=sh {_SHARED}/init {_SHARED}",
+    ]
+
+
+@contextmanager
+def _started(
+    command: list[str], temporary: str
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Start vng; yield it and the console's lines, which keep arriving.
+
+    Afterwards nothing of it is running: vng, its shell and QEMU are one process
+    group, and that is killed. Its temporary files stay in `temporary`.
+    """
+    tools = str(Path(sys.executable).parent)
+    path = f"{tools}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd="/",
+            env=os.environ | {"PATH": path, "TMPDIR": temporary},
+            stdin=subprocess.DEVNULL,
+            # A pipe: QEMU truncates what it writes to if that is a file.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise GuestError(
+            f"vng is not installed beside {sys.executable}; "
+            "`pip install virtme-ng` there"
+        ) from None
+    console: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(
+        target=_collect, args=(process.stdout, console), daemon=True
+    )
+    reader.start()
+    try:
+        yield process, console
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reader.join(_SHUTDOWN_SECONDS)
+
+
+def _collect(stream: Iterator[str], lines: list[str]) -> None:
+    lines.extend(line.rstrip() for line in stream)
+
+
+def _follow(process: subprocess.Popen[str], shared: Path, timeout: float) -> int:
+    """Copy the command's output to stdout until the guest ends; return its status."""
+    deadline = time.monotonic() + timeout
+    status_file = shared / "status"
+    position = 0
+    while True:
+        # Look at the process first: what it wrote last must still be copied.
+        ended = process.poll() is not None
+        position = _copy_output(shared / "output", position)
+        if ended:
+            break
+        now = time.monotonic()
+        if status_file.exists():
+            deadline = min(deadline, now + _SHUTDOWN_SECONDS)
+            if now >= deadline:
+                break
+        elif now >= deadline:
+            raise GuestError(_timed_out(shared, timeout))
+        time.sleep(_POLL_SECONDS)
+    try:
+        return int(status_file.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        raise GuestError(_died(process, shared)) from None
+
+
+def _copy_output(output: Path, position: int) -> int:
+    """Copy to stdout what follows `position`; return where that ends."""
+    try:
+        with open(output, "rb") as file:
+            file.seek(position)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            position = file.tell()
+    except FileNotFoundError:
+        pass
+    sys.stdout.flush()
+    return position
+
+
+def _timed_out(shared: Path, timeout: float) -> str:
+    if (shared / "started").exists():
+        return (
+            f"the command did not end within {timeout:g} s; see where it hangs, or "
+            "raise the timeout"
+        )
+    return (
+        f"the guest did not boot within {timeout:g} s; if the machine is busy, raise "
+        "the timeout"
+    )
+
+
+def _died(process: subprocess.Popen[str], shared: Path) -> str:
+    if (shared / "started").exists():
+        return "the guest died while it ran the command; the console above says why"
+    return (
+        "the guest did not boot; the console above says why "
+        f"(vng's exit status was {process.returncode})"
+    )
+
+
+def _trouble(console: list[str]) -> list[str]:
+    """Return the lines that report trouble, each with the trace that follows."""
+    found: list[str] = []
+    left = 0
+    for line in console:
+        if _KERNEL_TROUBLE.search(line):
+            left = _TRACE_LINES
+        if left > 0:
+            found.append(line)
+            left -= 1
+        if "---[ end trace" in line:
+            left = 0
+    return found
+
+
+def _print_lines(title: str, lines: list[str]) -> None:
+    print(f"--- {title}", *lines, "---", sep="\n", flush=True)
