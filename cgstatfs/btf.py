@@ -17,7 +17,7 @@ from functools import cache
 from .libbpf import lib
 from .valuetype import Element, ValueType
 
-__all__ = ("BtfError", "describe", "kernel_has_function")
+__all__ = ("BtfError", "describe", "kernel_functions")
 
 _KIND_INT, _KIND_ARRAY, _KIND_STRUCT, _KIND_TYPEDEF = 1, 3, 4, 8
 _KIND_VOLATILE, _KIND_CONST, _KIND_FUNC, _KIND_DECL_TAG, _KIND_TYPE_TAG = 9, 10, 12, 17, 18
@@ -201,21 +201,33 @@ def describe(btf_id: int, type_id: int) -> tuple[str, ValueType] | None:
         btf.close()
 
 
+# All that cgstatfs asks of a kernel. The kernel's BTF is megabytes, and is not kept.
+_FUNCTIONS = (
+    "bpf_cgroup_acquire",
+    "bpf_iter_cgroup",
+    "bpf_rstat_flush",
+    "css_rstat_updated",
+)
+
+
 @cache
-def _vmlinux() -> int | None:
-    return lib.btf__load_vmlinux_btf()
-
-
-def kernel_has_function(name: str) -> bool:
-    """Whether the running kernel's BTF knows a function.
+def kernel_functions() -> frozenset[str]:
+    """Which of the functions that make a difference the running kernel has.
 
     :raises OSError: ``ENOENT``: the kernel has no BTF
     """
-    handle = _vmlinux()
+    handle = c_void_p(lib.btf__load_vmlinux_btf())
     if not handle:
         raise OSError(
             errno.ENOENT,
             "the kernel has no BTF; it needs CONFIG_DEBUG_INFO_BTF",
             "/sys/kernel/btf/vmlinux",
         )
-    return lib.btf__find_by_name_kind(c_void_p(handle), name.encode(), _KIND_FUNC) > 0
+    try:
+        return frozenset(
+            name
+            for name in _FUNCTIONS
+            if lib.btf__find_by_name_kind(handle, name.encode(), _KIND_FUNC) > 0
+        )
+    finally:
+        lib.btf__free(handle)

@@ -67,6 +67,9 @@ class Collector:
         for kind in ("maps", "programs", "links"):
             (directory / kind).mkdir()
         for name, map_ in self.object.maps.items():
+            # bpffs reserves names with dots.
+            if name == _CONFIG:
+                name = "config"
             if not name.startswith("."):
                 libbpf.pin(map_.fd, directory / "maps" / name)
         for name, link in self.links.items():
@@ -119,8 +122,8 @@ def _configure(obj: libbpf.Object, engine: Engine, prefixes: list[str]) -> None:
         "=4I",
         engine.number,
         cpus,
-        btf.kernel_has_function("css_rstat_updated"),
-        btf.kernel_has_function("bpf_cgroup_acquire"),
+        "css_rstat_updated" in btf.kernel_functions(),
+        "bpf_cgroup_acquire" in btf.kernel_functions(),
     )
     obj.maps[_CONFIG].set_initial_value(config)
     for prefix in prefixes:

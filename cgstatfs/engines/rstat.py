@@ -13,7 +13,7 @@ import errno
 import os
 
 from .. import libbpf
-from ..btf import kernel_has_function
+from ..btf import kernel_functions
 from ..objects import object_path
 from ..valuetype import ValueType
 from .base import Engine, EngineUnavailable, Lookup
@@ -29,7 +29,7 @@ class Rstat(Engine):
 
     def probe(self) -> None:
         try:
-            if not kernel_has_function("bpf_rstat_flush"):
+            if "bpf_rstat_flush" not in kernel_functions():
                 raise EngineUnavailable("no bpf_rstat_flush() in this kernel; it needs 6.1 or later")
             self._probe_trampoline()
         except OSError as error:

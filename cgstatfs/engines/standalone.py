@@ -12,7 +12,7 @@ import errno
 import os
 import time
 
-from ..btf import kernel_has_function
+from ..btf import kernel_functions
 from ..libbpf import Program
 from ..valuetype import ValueType
 from .base import Engine, EngineUnavailable, Lookup
@@ -31,7 +31,7 @@ class Standalone(Engine):
     def probe(self) -> None:
         try:
             # bpf_cgroup iterators came with 6.1, as did hashes that may allocate anywhere.
-            if not kernel_has_function("bpf_iter_cgroup"):
+            if "bpf_iter_cgroup" not in kernel_functions():
                 raise EngineUnavailable("no cgroup iterator in this kernel; it needs 6.1 or later")
         except OSError as error:
             raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None

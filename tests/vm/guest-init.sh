@@ -27,6 +27,9 @@ mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup ||
 export HOME=/run/home
 mkdir -p "$HOME" || fail "cannot make $HOME"
 
+# What a command had printed before it hung should be seen.
+export PYTHONUNBUFFERED=1
+
 # A pipe rather than the file itself, which a command could truncate by opening
 # /dev/stdout for writing.
 mkfifo /run/output || fail "cannot make /run/output"

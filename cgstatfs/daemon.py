@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The daemon: load the collectors, mount, serve until unmounted."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from . import collectors, mountpoint
+from .attributes import Attributes
+from .engines import choose
+from .events import CgroupEvents
+from .filesystem import FileSystem
+from .hierarchy import Hierarchy, find_cgroup2
+from .invalidation import Invalidator
+from .objects import object_path
+from .runtime import Runtime, State
+
+__all__ = ("SHIPPED", "Settings", "run")
+
+log = logging.getLogger(__name__)
+
+SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a mount is started with.
+
+    :param root: the cgroup to show, as a path from the root of the hierarchy
+    :param engine: an engine's name, or None for the best
+    """
+
+    mount_point: Path
+    root: str = "/"
+    engine: str | None = None
+
+
+def _load_collectors(
+    state: State, engine: collectors.Engine, root_id: int, pins: Path, stack: ExitStack
+) -> list[collectors.StatsMap]:
+    """Load what can be loaded; one that cannot does not stop the others."""
+    maps: list[collectors.StatsMap] = []
+    for name in SHIPPED:
+        try:
+            collector = collectors.load(object_path(name), engine, root_id)
+        except (OSError, collectors.CollectorError) as error:
+            log.error("collector %s is not available: %s", name, error)
+            state.failed[name] = str(error)
+            continue
+        stack.callback(collector.close)
+        collector.pin(pins / name)
+        maps.extend(collector.maps)
+    return maps
+
+
+def _file_reader(stats_map: collectors.StatsMap) -> Callable[[int], bytes]:
+    look_up, text = stats_map.lookup, stats_map.value_type.format
+    return lambda cgroup_id: text(look_up(cgroup_id))
+
+
+def _find_root(settings: Settings) -> tuple[Path, Path]:
+    """The mount of cgroup v2, and the directory of the cgroup to show."""
+    cgroupfs = find_cgroup2()
+    root = cgroupfs / settings.root.strip("/")
+    if not root.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such cgroup; see --root", str(root))
+    return cgroupfs, root
+
+
+async def _follow(fd: int, drain: Callable[[], None]) -> None:
+    """Keep up with events while nobody asks anything."""
+    while True:
+        await trio.lowlevel.wait_readable(fd)
+        drain()
+
+
+def _is_would_block(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_would_block(inner) for inner in error.exceptions)
+    return isinstance(error, BlockingIOError)
+
+
+async def _serve_requests() -> None:
+    """Answer requests until the file system is unmounted.
+
+    The descriptor does not block: if a reader is killed after its request has woken us and
+    before we read it, there is nothing to read, and a blocking read would hold up everything
+    until the next request. pyfuse3 then ends its loop, which is begun again.
+    """
+    while True:
+        try:
+            await pyfuse3.main(1, 1)
+            return
+        except (BlockingIOError, BaseExceptionGroup) as error:
+            if not _is_would_block(error):
+                raise
+
+
+async def _wait_for_signal(cancel: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            cancel.cancel()
+
+
+async def _serve(
+    events: CgroupEvents, attributes: Attributes, invalidator: Invalidator, ready: Callable[[], None]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_wait_for_signal, nursery.cancel_scope)
+        nursery.start_soon(_follow, events.fd, events.drain)
+        nursery.start_soon(_follow, attributes.fd, attributes.drain)
+        nursery.start_soon(invalidator.run)
+        ready()
+        await _serve_requests()
+        nursery.cancel_scope.cancel()
+
+
+def _unmount_if_mounted(path: Path) -> None:
+    """After a signal or an error: nobody should meet a mount without a daemon."""
+    entry = mountpoint.mounted(path)
+    if entry and entry.type == mountpoint.TYPE:
+        mountpoint.unmount(path, lazy=True)
+
+
+def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) -> None:
+    """Mount and serve until unmounted or told to stop.
+
+    :param runtime: locked by the caller
+    :param ready: called when requests are about to be served
+    :raises OSError: something that is needed is missing; nothing is left behind
+    :raises EngineUnavailable: the engine, or any engine
+    """
+    cgroupfs, root = _find_root(settings)
+    engine, reason = choose(settings.engine)
+    with ExitStack() as stack:
+        stack.callback(runtime.clean)
+        state = State(os.getpid(), str(settings.mount_point), engine.name, reason)
+        hierarchy = Hierarchy(root)
+        events = CgroupEvents(hierarchy)
+        stack.callback(events.close)
+        maps = _load_collectors(
+            state, engine, os.stat(cgroupfs).st_ino, runtime.pins, stack
+        )
+        invalidator = Invalidator(hierarchy)
+        attributes = Attributes(hierarchy, invalidator.attributes_changed)
+        stack.callback(attributes.close)
+        file_system = FileSystem(hierarchy, attributes, events.drain)
+        for stats_map in maps:
+            file_system.add_file(stats_map.file.encode(), _file_reader(stats_map))
+        runtime.write_state(state)
+        device = mountpoint.open_device()
+        # From here on libfuse closes the descriptor.
+        pyfuse3.init(file_system, f"/dev/fd/{device}", set())
+        stack.callback(pyfuse3.close, unmount=False)
+        mountpoint.mount(device, settings.mount_point)
+        stack.callback(_unmount_if_mounted, settings.mount_point)
+        trio.run(_serve, events, attributes, invalidator, lambda: ready(state))

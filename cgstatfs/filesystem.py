@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The file system's request handlers: cgroups as directories, stats maps as files in them.
+
+Knows nothing of BPF: it is given a hierarchy, a way to bring it up to date, and for each
+file a function that reads it. What handlers follow:
+
+- Every handler first drains the cgroup events, so it answers with what had happened when it
+  was asked. No handler awaits anything: requests are answered one at a time, in order.
+- Directories are cached by the kernel for as long as they live, and invalidated when they go
+  or change. Files are not: each path walk asks for them, and is told their length.
+- What names a removed cgroup gets ``ESTALE`` if the path leads to another one by now (the
+  kernel then walks it anew), else ``ENOENT``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import functools
+import itertools
+import logging
+import operator
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
+
+from . import nodes
+from .attributes import Attributes
+from .hierarchy import Cgroup, Hierarchy
+
+__all__ = ("FileSystem",)
+
+log = logging.getLogger(__name__)
+
+# The kernel drops what we invalidate; the rest may stay.
+_FOREVER = 86400.0
+# Where a change would go unnoticed.
+_UNWATCHED = 1.0
+# A file's length is that of its text now. Just long enough for the fstat() that follows an
+# open().
+_FILE_ATTRIBUTES = 0.01
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+
+# From a cgroup id to the text. Raises OSError: ENOENT if the cgroup is gone.
+ReadFile = Callable[[int], bytes]
+
+
+class _File:
+    """A stats map, as a file."""
+
+    __slots__ = ("name", "tag", "read")
+
+    def __init__(self, name: bytes, read: ReadFile) -> None:
+        self.name = name
+        self.tag = nodes.tag(name)
+        self.read = read
+
+
+class _OpenFile:
+    """An open file. *snapshot* is the text that its last read at offset 0 gave."""
+
+    __slots__ = ("cgroup", "file", "snapshot")
+
+    def __init__(self, cgroup: Cgroup, file: _File) -> None:
+        self.cgroup = cgroup
+        self.file = file
+        self.snapshot = b""
+
+
+def _guarded(handler: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
+    """An unexpected exception is this request's EIO, and logged; never the mount's end."""
+
+    @functools.wraps(handler)
+    async def guarded(self: FileSystem, *arguments: object) -> object:
+        try:
+            self._drain()
+            return await handler(self, *arguments)
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s%r failed", handler.__name__, arguments)
+            raise FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+
+class FileSystem(pyfuse3.Operations):
+    """Request handlers.
+
+    :param hierarchy: the cgroups
+    :param attributes: of their directories
+    :param drain: brings *hierarchy* up to date
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self._hierarchy = hierarchy
+        self._attributes = attributes
+        self._drain = drain
+        self._files: dict[bytes, _File] = {}
+        self._file_of_tag: dict[int, _File] = {}
+        self._open: dict[int, _OpenFile] = {}
+        self._serial = 0
+        # Removed cgroups that the kernel still refers to.
+        self._removed: dict[int, Cgroup] = {}
+        hierarchy.on_change(self._on_change)
+
+    def add_file(self, name: bytes, read: ReadFile) -> None:
+        """Show a stats map in every directory.
+
+        :raises ValueError: the name is taken, or cannot be told from one that is
+        """
+        file = _File(name, read)
+        other = self._file_of_tag.get(file.tag)
+        if other:
+            raise ValueError(
+                f'stats map name "{os.fsdecode(name)}" '
+                + ("is taken" if other.name == name else
+                   f'collides with "{os.fsdecode(other.name)}" in 14 bits')
+                + "; rename one of them"
+            )  # fmt: skip
+        self._files[name] = self._file_of_tag[file.tag] = file
+
+    # What node ids and handles stand for.
+
+    def _on_change(self, cgroup: Cgroup) -> None:
+        if not cgroup.alive and cgroup.lookups:
+            self._removed[cgroup.id] = cgroup
+
+    def _cgroup(self, node: int) -> Cgroup:
+        """The cgroup of a directory, which may have been removed."""
+        id = self._hierarchy.root.id if node == nodes.ROOT else node
+        cgroup = self._hierarchy.by_id.get(id) or self._removed.get(id)
+        if cgroup is None:
+            raise FUSEError(errno.ESTALE)
+        return cgroup
+
+    def _node(self, cgroup: Cgroup) -> int:
+        return nodes.ROOT if cgroup is self._hierarchy.root else cgroup.id
+
+    def _cgroup_and_file(self, node: int) -> tuple[Cgroup, _File]:
+        id, tag = nodes.split_file_node(node)
+        file = self._file_of_tag.get(tag)
+        if file is None:
+            raise FUSEError(errno.ESTALE)
+        return self._cgroup(id), file
+
+    def _gone(self, cgroup: Cgroup) -> FUSEError:
+        """The answer to a path walk that came to a removed cgroup."""
+        other = self._hierarchy.resolve(cgroup.names)
+        return FUSEError(errno.ESTALE if other else errno.ENOENT)
+
+    # Attributes.
+
+    def _stat(self, cgroup: Cgroup) -> tuple[os.stat_result, bool]:
+        """A directory's attributes: the last known ones if it is removed."""
+        if cgroup.alive:
+            try:
+                return self._attributes.get(cgroup)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+        if cgroup.stat is None:
+            raise FUSEError(errno.ENOENT)
+        return cgroup.stat, True
+
+    def _directory_attributes(self, cgroup: Cgroup) -> EntryAttributes:
+        status, watched = self._stat(cgroup)
+        entry = EntryAttributes()
+        entry.st_ino = self._node(cgroup)
+        entry.st_mode = stat.S_IFDIR | stat.S_IMODE(status.st_mode)
+        entry.st_nlink = status.st_nlink
+        entry.st_uid = status.st_uid
+        entry.st_gid = status.st_gid
+        entry.st_atime_ns = status.st_atime_ns
+        entry.st_mtime_ns = status.st_mtime_ns
+        entry.st_ctime_ns = status.st_ctime_ns
+        entry.st_blksize = 4096
+        entry.entry_timeout = _FOREVER
+        entry.attr_timeout = _FOREVER if watched else _UNWATCHED
+        return entry
+
+    def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
+        status, _ = self._stat(cgroup)
+        entry = EntryAttributes()
+        entry.st_ino = nodes.file_node(cgroup.id, file.tag)
+        entry.st_mode = stat.S_IFREG | 0o444
+        entry.st_nlink = 1 if cgroup.alive else 0
+        entry.st_uid = status.st_uid
+        entry.st_gid = status.st_gid
+        entry.st_size = self._length(cgroup, file)
+        entry.st_atime_ns = entry.st_ctime_ns = status.st_ctime_ns
+        # What rsync and cp -u go by: the text is of now.
+        entry.st_mtime_ns = time.time_ns()
+        entry.st_blksize = 4096
+        entry.entry_timeout = 0
+        entry.attr_timeout = _FILE_ATTRIBUTES
+        return entry
+
+    def _text(self, cgroup: Cgroup, file: _File, gone: int) -> bytes:
+        """A flushing lookup.
+
+        :param gone: errno to answer with if the cgroup has no entry in the map
+        """
+        try:
+            return file.read(cgroup.id)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise FUSEError(gone) from None
+
+    def _length(self, cgroup: Cgroup, file: _File) -> int:
+        if not cgroup.alive:
+            return 0
+        try:
+            return len(self._text(cgroup, file, errno.ENOENT))
+        except OSError:
+            # Reading it will say so; listing its directory should not fail.
+            log.exception("%s of cgroup %d", os.fsdecode(file.name), cgroup.id)
+            return 0
+
+    @_guarded
+    async def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
+        if nodes.is_file(node):
+            return self._file_attributes(*self._cgroup_and_file(node))
+        entry = self._directory_attributes(self._cgroup(node))
+        if node == nodes.ROOT:
+            entry.st_ino = self._hierarchy.root.id
+        return entry
+
+    @_guarded
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        directory = self._cgroup(parent)
+        if not directory.alive:
+            raise self._gone(directory)
+        child = directory.children.get(name)
+        if child is not None:
+            entry = self._directory_attributes(child)
+            child.lookups += 1
+            return entry
+        file = self._files.get(name)
+        if file is None:
+            raise FUSEError(errno.ENOENT)
+        return self._file_attributes(directory, file)
+
+    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        for node, count in inode_list:
+            if node == nodes.ROOT or nodes.is_file(node):
+                continue
+            cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
+            if cgroup is None:
+                continue
+            cgroup.lookups -= count
+            if cgroup.lookups <= 0:
+                self._removed.pop(node, None)
+
+    # Directories.
+
+    @_guarded
+    async def opendir(self, node: int, ctx: RequestContext) -> int:
+        self._cgroup(node)
+        return node
+
+    @_guarded
+    async def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
+        directory = self._cgroup(handle)
+        if start < nodes.COOKIE_DOTDOT and not self._list_dots(directory, start, token):
+            return
+        if directory.alive and self._list_children(directory, start, token):
+            self._list_files(directory, start, token)
+
+    def _list_dots(self, directory: Cgroup, start: int, token: ReaddirToken) -> bool:
+        parent = directory.parent or directory
+        dots = ((b".", nodes.COOKIE_DOT, directory), (b"..", nodes.COOKIE_DOTDOT, parent))
+        for name, cookie, target in dots:
+            if cookie <= start:
+                continue
+            entry = self._directory_attributes(target)
+            if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                return False
+        return True
+
+    def _list_children(self, directory: Cgroup, start: int, token: ReaddirToken) -> bool:
+        children = directory.ordered
+        last = start - nodes.COOKIE_DOTDOT
+        first = bisect.bisect_right(children, last, key=operator.attrgetter("id"))
+        for child in itertools.islice(children, first, None):
+            try:
+                entry = self._directory_attributes(child)
+            except FUSEError:
+                continue
+            cookie = nodes.directory_cookie(child.id)
+            if not pyfuse3.readdir_reply(token, child.name, entry, cookie):
+                return False
+            child.lookups += 1
+        return True
+
+    def _list_files(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
+        for tag, file in sorted(self._file_of_tag.items()):
+            cookie = nodes.file_cookie(tag)
+            # A cgroup of that name goes before the file.
+            if cookie <= start or file.name in directory.children:
+                continue
+            try:
+                entry = self._file_attributes(directory, file)
+            except FUSEError:
+                continue
+            if not pyfuse3.readdir_reply(token, file.name, entry, cookie):
+                return
+
+    # Files.
+
+    @_guarded
+    async def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
+        cgroup, file = self._cgroup_and_file(node)
+        if not cgroup.alive:
+            raise self._gone(cgroup)
+        if flags & _WRITING:
+            raise FUSEError(errno.EROFS)
+        handle = self._new_handle(cgroup, file)
+        self._open[handle] = _OpenFile(cgroup, file)
+        return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    def _new_handle(self, cgroup: Cgroup, file: _File) -> int:
+        for _ in range(nodes.SERIALS):
+            self._serial += 1
+            handle = nodes.file_handle(cgroup.id, file.tag, self._serial)
+            if handle not in self._open:
+                return handle
+        raise FUSEError(errno.ENFILE)
+
+    @_guarded
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        file = self._open[handle]
+        if offset == 0:
+            if not file.cgroup.alive:
+                raise FUSEError(errno.ENODEV)
+            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+        elif not file.snapshot and file.cgroup.alive:
+            # As a kernel seq file does: what precedes the offset is made, and passed over.
+            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+        if not file.cgroup.alive and offset >= len(file.snapshot):
+            raise FUSEError(errno.ENODEV)
+        return file.snapshot[offset : offset + size]
+
+    @_guarded
+    async def release(self, handle: int) -> None:
+        self._open.pop(handle, None)
+
+    @_guarded
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_namemax = 255
+        return data
+
+
+async def _refuse(self: FileSystem, *_: object) -> None:
+    """All that would change something, for root and after remount,rw as well."""
+    raise FUSEError(errno.EROFS)
+
+
+for _name in (
+    "create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr",
+    "setxattr", "symlink", "unlink", "write",
+):  # fmt: skip
+    setattr(FileSystem, _name, _refuse)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""mount(2) and umount(2) of a FUSE connection that we hold ourselves.
+
+libfuse is handed the descriptor as ``/dev/fd/N``. So the mount's options are ours, and the
+descriptor can be made non-blocking (see :mod:`cgstatfs.daemon`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from .hierarchy import Mount, mounts
+
+__all__ = ("TYPE", "check_usable", "mount", "mounted", "open_device", "unmount")
+
+TYPE = b"fuse.cgstatfs"
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, path: Path) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+
+
+def mounted(path: Path) -> Mount | None:
+    """What is mounted on *path*; the last of several."""
+    point = os.fsencode(path)
+    found = None
+    for entry in mounts():
+        if entry.point == point:
+            found = entry
+    return found
+
+
+def check_usable(path: Path) -> None:
+    """Whether we can mount on *path*.
+
+    :raises OSError: ``ENOENT``, ``ENOTDIR``, ``EBUSY`` (something is mounted there) or
+        ``ENOTEMPTY``
+    """
+    entry = mounted(path)
+    if entry:
+        kind = entry.type.decode("ascii", "replace")
+        raise OSError(errno.EBUSY, f"in use: a {kind} is mounted there", str(path))
+    names = os.listdir(path)
+    if names:
+        raise OSError(
+            errno.ENOTEMPTY, f'not empty: it holds "{names[0]}"; choose an empty directory',
+            str(path),
+        )  # fmt: skip
+
+
+def open_device() -> int:
+    """A new FUSE connection, to be mounted and served. The caller closes it.
+
+    :raises OSError: no ``/dev/fuse``; the module may have to be loaded
+    """
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise OSError(errno.ENODEV, "no FUSE in this kernel; modprobe fuse", "/dev/fuse") from None
+
+
+def mount(device: int, path: Path) -> None:
+    """Mount the connection: read-only, without programs or devices, for all users.
+
+    The kernel checks permissions, against the owners and modes that we report.
+    """
+    options = (
+        f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    )
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _check(
+        _libc.mount(
+            b"cgstatfs", os.fsencode(path), TYPE, ctypes.c_ulong(flags), options.encode()
+        ),
+        path,
+    )
+
+
+def unmount(path: Path, lazy: bool = False) -> None:
+    """Unmount.
+
+    :param lazy: now from the tree, and wholly when nobody uses it any more
+    :raises OSError: ``EBUSY``: in use; ``EINVAL``: not a mount point
+    """
+    _check(_libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0), path)

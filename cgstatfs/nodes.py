@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Node ids, file handles and directory cookies: numbers that the kernel keeps for us.
+
+All are pure functions of a cgroup id and a stats map's file name (a file handle also of which
+of several opens it is), so that they mean the same to whichever daemon serves the mount.
+
+====================  ======================================================================
+node of a directory   the cgroup's id; 1 for the root of the mount, as FUSE wants it
+node of a file        1 in bit 63, the map's tag in 14 bits, the cgroup's id in 49 bits
+file handle           which open in 14 bits, the map's tag in 14 bits, the id's low 36 bits
+cookie of a directory  2 more than the id: 1 and 2 are ``.`` and ``..``
+cookie of a file      1 in bit 62, the map's tag
+====================  ======================================================================
+
+The low 32 bits of the ids of live cgroups are unique (they index an IDR, see
+``__kernfs_new_node()`` in fs/kernfs/dir.c, 6.12); the bits above count how often those were
+used up. So 36 bits name a live cgroup, and 49 bits last longer than any machine runs.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+__all__ = (
+    "COOKIE_DOT",
+    "COOKIE_DOTDOT",
+    "ROOT",
+    "TAGS",
+    "directory_cookie",
+    "file_cookie",
+    "file_handle",
+    "file_node",
+    "is_file",
+    "split_file_node",
+    "tag",
+    "SERIALS",
+)
+
+ROOT = 1
+TAGS = 1 << 14
+SERIALS = 1 << 14
+COOKIE_DOT, COOKIE_DOTDOT = 1, 2
+
+_FILE = 1 << 63
+_TAG_SHIFT = 49
+_ID_MASK = (1 << _TAG_SHIFT) - 1
+_HANDLE_SERIAL_SHIFT = 50
+_HANDLE_TAG_SHIFT = 36
+_HANDLE_ID_MASK = (1 << _HANDLE_TAG_SHIFT) - 1
+_FILE_COOKIE = 1 << 62
+
+
+def tag(name: bytes) -> int:
+    """14 bits that stand for a stats map."""
+    return zlib.crc32(name) % TAGS
+
+
+def is_file(node: int) -> bool:
+    return bool(node & _FILE)
+
+
+def file_node(cgroup_id: int, map_tag: int) -> int:
+    return _FILE | map_tag << _TAG_SHIFT | cgroup_id & _ID_MASK
+
+
+def split_file_node(node: int) -> tuple[int, int]:
+    """Cgroup id and tag."""
+    return node & _ID_MASK, node >> _TAG_SHIFT & TAGS - 1
+
+
+def file_handle(cgroup_id: int, map_tag: int, serial: int) -> int:
+    return (
+        serial % SERIALS << _HANDLE_SERIAL_SHIFT
+        | map_tag << _HANDLE_TAG_SHIFT
+        | cgroup_id & _HANDLE_ID_MASK
+    )
+
+
+def directory_cookie(cgroup_id: int) -> int:
+    return cgroup_id + COOKIE_DOTDOT
+
+
+def file_cookie(map_tag: int) -> int:
+    return _FILE_COOKIE | map_tag

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a mount leaves outside its process: a lock, a state file, a log, and pins in bpffs.
+
+All are named for the mount point, so that several mounts do not meet. The lock is held while
+the daemon lives; what is found without its lock being held is stale.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .hierarchy import mounts
+
+__all__ = ("RUN", "Runtime", "State", "mount_bpffs")
+
+RUN = Path("/run/cgstatfs")
+_BPFFS = Path("/sys/fs/bpf")
+_PINS = _BPFFS / "cgstatfs"
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs where everybody expects it, unless it is there.
+
+    :raises OSError: it cannot be mounted
+    """
+    if any(m.point == os.fsencode(_BPFFS) and m.type == b"bpf" for m in mounts()):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(_BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700") < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bpffs cannot be mounted: {os.strerror(number)}", str(_BPFFS))
+
+
+def _escape(path: Path) -> str:
+    """A mount point as a file name, without dots, which bpffs reserves."""
+    text = os.fsencode(path).strip(b"/").decode("latin-1") or "-"
+    return re.sub(
+        r"[^A-Za-z0-9_/]", lambda m: f"\\x{ord(m[0]):02x}", text
+    ).replace("/", "-")[:200]
+
+
+@dataclass
+class State:
+    """What a daemon tells the other commands."""
+
+    pid: int
+    mount_point: str
+    engine: str
+    reason: str
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Runtime:
+    """The files of one mount point."""
+
+    def __init__(self, mount_point: Path) -> None:
+        self.mount_point = mount_point
+        self.name = _escape(mount_point)
+        self.pins = _PINS / self.name
+        self.log = RUN / f"{self.name}.log"
+        self._lock_path = RUN / f"{self.name}.lock"
+        self._state_path = RUN / f"{self.name}.json"
+        self._lock: int | None = None
+
+    @classmethod
+    def all(cls) -> Iterator[Runtime]:
+        """Of every mount that has left its state."""
+        for path in sorted(RUN.glob("*.json")) if RUN.is_dir() else ():
+            try:
+                yield cls(Path(json.loads(path.read_text())["mount_point"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+
+    def lock(self, timeout: float = 0) -> bool:
+        """Take the lock, for as long as this process lives or until :meth:`unlock_here`.
+
+        :param timeout: seconds to wait for it
+        :returns: whether we have it; if not, a daemon does
+        """
+        RUN.mkdir(mode=0o755, exist_ok=True)
+        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock
+                return True
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK or time.monotonic() >= deadline:
+                    os.close(lock)
+                    if error.errno == errno.EWOULDBLOCK:
+                        return False
+                    raise
+            time.sleep(0.02)
+
+    def unlock_here(self) -> None:
+        """Let go of the lock in this process; a process forked off it keeps it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_state(self) -> State | None:
+        try:
+            return State(**json.loads(self._state_path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_state(self, state: State) -> None:
+        new = self._state_path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(state)))
+        new.rename(self._state_path)
+
+    def clean(self) -> None:
+        """Remove pins and state; the lock must be held."""
+        shutil.rmtree(self.pins, ignore_errors=True)
+        try:
+            self.pins.parent.rmdir()
+        except OSError:
+            pass  # Other mounts' pins are there, or bpffs is not mounted.
+        self._state_path.unlink(missing_ok=True)
