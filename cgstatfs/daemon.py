@@ -152,12 +152,13 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         maps = _load_collectors(
             state, engine, os.stat(cgroupfs).st_ino, runtime.pins, stack
         )
-        invalidator = Invalidator(hierarchy)
+        names = [stats_map.file.encode() for stats_map in maps]
+        invalidator = Invalidator(hierarchy, names)
         attributes = Attributes(hierarchy, invalidator.attributes_changed)
         stack.callback(attributes.close)
         file_system = FileSystem(hierarchy, attributes, events.drain)
-        for stats_map in maps:
-            file_system.add_file(stats_map.file.encode(), _file_reader(stats_map))
+        for name, stats_map in zip(names, maps, strict=True):
+            file_system.add_file(name, _file_reader(stats_map))
         runtime.write_state(state)
         device = mountpoint.open_device()
         # From here on libfuse closes the descriptor.

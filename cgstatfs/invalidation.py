@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pyfuse3
 import trio
@@ -28,10 +28,14 @@ _HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY)
 
 
 class Invalidator:
-    """Collects what changed; :meth:`run` tells the kernel."""
+    """Collects what changed; :meth:`run` tells the kernel.
 
-    def __init__(self, hierarchy: Hierarchy) -> None:
+    :param file_names: of the files that every directory has
+    """
+
+    def __init__(self, hierarchy: Hierarchy, file_names: Iterable[bytes]) -> None:
         self._root = hierarchy.root
+        self._file_names = file_names
         self._removed: dict[int, Cgroup] = {}
         self._changed: dict[int, Cgroup] = {}
         self._wake = trio.Event()
@@ -70,8 +74,12 @@ class Invalidator:
 
     def _invalidate(self, removed: list[Cgroup], changed: list[Cgroup]) -> None:
         for cgroup in removed:
-            parent = cgroup.parent
-            self._call(pyfuse3.invalidate_entry, self._node(parent), cgroup.name, cgroup.id)
+            # Files that are open would make the kernel refuse to mark their directory as
+            # deleted, and libfuse complain.
+            for name in self._file_names:
+                self._call(pyfuse3.invalidate_entry, cgroup.id, name)
+            parent = self._node(cgroup.parent)
+            self._call(pyfuse3.invalidate_entry, parent, cgroup.name, cgroup.id)
         for cgroup in changed:
             self._call(pyfuse3.invalidate_inode, self._node(cgroup), True)
 

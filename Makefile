@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# make mount | umount | test | test-vm [KERNEL=6.12] | build | clean
+
+MOUNTPOINT ?= /cgstat
+KERNEL ?=
+
+# What is built, and what runs it: clang and bpftool compile the BPF programs, llvm strips
+# them, libfuse3-dev and the Python headers are for building pyfuse3.
+PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-venv python3-dev
+# What the tests drive the mount with, and boot.
+TEST_PACKAGES = bpftrace busybox diffutils kmod procps qemu-system-x86 rsync tar tree util-linux
+
+VENV = .venv
+PYTHON = $(VENV)/bin/python
+OBJECTS = $(patsubst bpf/%.bpf.c,cgstatfs/objects/%.bpf.o,$(wildcard bpf/*.bpf.c))
+ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
+BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
+	-Ibuild -Ibpf
+
+.DELETE_ON_ERROR:
+.PHONY: mount umount build test test-vm clean root packages test-packages
+
+mount: build
+	@mkdir -p $(MOUNTPOINT)
+	@if findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then \
+		echo "$(MOUNTPOINT) is mounted already; make umount ends it"; \
+	else \
+		$(PYTHON) -m cgstatfs mount $(MOUNTPOINT); \
+	fi
+	@echo "try:  cat $(MOUNTPOINT)/proc.events"
+	@echo "      grep -r . $(MOUNTPOINT) --include=mm.reclaim"
+	@echo "      $(VENV)/bin/cgstatfs list"
+
+umount: root
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
+	else echo "nothing is built here, so nothing is mounted from here"; fi
+
+build: root packages $(VENV)/installed $(OBJECTS)
+
+test: build test-packages
+	$(PYTHON) -m pytest
+
+test-vm: build test-packages
+	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
+
+clean:
+	rm -rf build cgstatfs/objects $(VENV)
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "not root: mounting and BPF need it; try sudo make" >&2; exit 1; }
+
+# install-packages NAME...: what is missing, and nothing where nothing is.
+define install-packages
+	@missing=$$(for p in $(1); do \
+		dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q ' installed$$' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+			--no-install-recommends $$missing; } >build/apt.log 2>&1 || \
+		{ tail -n 3 build/apt.log >&2; echo "installing failed; see build/apt.log" >&2; exit 1; }; \
+	fi
+endef
+
+packages: | build.d
+	$(call install-packages,$(PACKAGES))
+
+test-packages: | build.d
+	$(call install-packages,$(TEST_PACKAGES))
+
+.PHONY: build.d
+build.d:
+	@mkdir -p build
+
+# The system's Python, whose dist-packages has bcc for those who load bcc collectors.
+$(VENV)/installed: pyproject.toml | packages
+	/usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+build/vmlinux.h: | packages
+	@[ -r /sys/kernel/btf/vmlinux ] || \
+		{ echo "/sys/kernel/btf/vmlinux: missing; the kernel needs CONFIG_DEBUG_INFO_BTF" >&2; exit 1; }
+	bpftool btf dump file /sys/kernel/btf/vmlinux format c >$@
+
+cgstatfs/objects/%.bpf.o: bpf/%.bpf.c bpf/cgstat.bpf.h build/vmlinux.h
+	@mkdir -p $(@D)
+	clang $(BPF_CFLAGS) -c $< -o $@
+	llvm-strip -g $@
