@@ -801,14 +801,16 @@ cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step
 		settle.entry = entry;
 		bpf_loop(cgstat_config.nr_cpus, settle_step, &settle, 0);
 	}
+	/* An entry's parent has an entry; the root is its own parent. */
 	parent_id = entry->parent;
 	parent = bpf_map_lookup_elem(map.entries, &parent_id);
+	if (!parent)
+		return;
 	for (i = 0; i < map.elems; i++) {
 		if (!pending[i])
 			continue;
 		cgstat_write(total[i], total[i] + pending[i]);
-		if (parent && parent_id != id)
-			cgstat_pending(parent, map.elems)[i] += pending[i];
+		cgstat_pending(parent, map.elems)[i] += pending[i];
 		pending[i] = 0;
 	}
 	if (entry->dead && !bpf_map_delete_elem(map.entries, &id))

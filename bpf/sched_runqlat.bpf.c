@@ -51,11 +51,16 @@ static __always_inline void begin(__u32 pid)
 		cgstat_lost(runqlat);
 }
 
+/* An int before 7.x, then a byte. From an unsigned one the loader can adapt. */
+struct task_struct___unsigned {
+	unsigned int on_cpu;
+} __attribute__((preserve_access_index));
+
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(on_wakeup, struct task_struct *p)
 {
 	/* Woken before it had gone to sleep: it does not wait. */
-	if (!p->on_cpu)
+	if (!((struct task_struct___unsigned *)p)->on_cpu)
 		begin(p->pid);
 	return 0;
 }

@@ -91,9 +91,11 @@ _captured: list[str] | None = None
 def _print(level: int, fmt: bytes, args: int) -> int:
     if level >= _LIBBPF_DEBUG:
         return 0
-    buffer = ctypes.create_string_buffer(1 << 16)
-    _libc.vsnprintf(buffer, c_size_t(len(buffer)), fmt, c_void_p(args))
-    text = buffer.value.decode("utf-8", "replace").rstrip("\n")
+    message = c_char_p()
+    if _libc.vasprintf(byref(message), fmt, c_void_p(args)) < 0:
+        return 0
+    text = (message.value or b"").decode("utf-8", "replace").rstrip("\n")
+    _libc.free(message)
     if _captured is not None:
         _captured.extend(text.splitlines())
     else:

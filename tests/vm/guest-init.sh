@@ -5,14 +5,21 @@
 #
 # $1 is a folder shared with the host. In it: "command", a script to run;
 # "output" and "status", written here; "started", made just before the command.
-# The virtio ports that virtme-ng offers for this are only there with udev.
+# The virtio ports that virtme-ng offers for this are only there with udev; with
+# it, /dev/stdout and /dev/stderr lead to them and are put right here.
+#
+# $2 is the number of seconds after which the guest ends in any case, should the
+# host's side have been killed.
 
 shared=$1
+limit=$2
 
 fail() {
 	echo "guest: $1" >>"$shared/output"
 	exit 1
 }
+
+(sleep "$limit" && echo o >/proc/sysrq-trigger) &
 
 mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf ||
 	fail "cannot mount bpffs"
@@ -22,6 +29,9 @@ mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup ||
 	fail "cannot mount cgroup v2"
 [ -e /sys/fs/fuse/connections ] || modprobe fuse ||
 	fail "cannot load the fuse module; is kmod installed?"
+
+ln -sf /proc/self/fd/1 /dev/stdout
+ln -sf /proc/self/fd/2 /dev/stderr
 
 # The host's file system is read-only, but programs write to their home.
 export HOME=/run/home

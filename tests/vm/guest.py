@@ -43,6 +43,12 @@ _KERNEL_TROUBLE = re.compile(
 )
 _TRACE_LINES = 30
 
+_PROGRAMS = {
+    "vng": f"`{sys.executable} -m pip install virtme-ng`",
+    "qemu-system-x86_64": "on Debian `apt install qemu-system-x86`",
+    "file": "vng reads a kernel's release with it; on Debian `apt install file`",
+}
+
 
 class GuestError(Exception):
     """A guest failed by itself, whatever its command did."""
@@ -72,7 +78,7 @@ def run(
         shared.mkdir()
         shutil.copyfile(_INIT, shared / "init")
         (shared / "command").write_text(_script(command), encoding="utf-8")
-        vng = _vng(kernel, shared, cpus, memory)
+        vng = _vng(kernel, shared, cpus, memory, timeout)
         with _started(vng, folder) as (process, console):
             try:
                 status = _follow(process, shared, timeout)
@@ -99,7 +105,9 @@ def _script(command: list[str]) -> str:
     )
 
 
-def _vng(kernel: Kernel, shared: Path, cpus: int, memory: str) -> list[str]:
+def _vng(
+    kernel: Kernel, shared: Path, cpus: int, memory: str, timeout: float
+) -> list[str]:
     """Return the vng command line.
 
     The command itself is not on it: the kernel's command line, which would
@@ -120,7 +128,7 @@ def _vng(kernel: Kernel, shared: Path, cpus: int, memory: str) -> list[str]:
         # The kernel's console on standard error, with warnings and worse.
         "--verbose",
         "--append=loglevel=5",
-        f"--exec=sh {_SHARED}/init {_SHARED}",
+        f"--exec=sh {_SHARED}/init {_SHARED} {timeout:g}",
     ]
 
 
@@ -133,26 +141,18 @@ def _started(
     Afterwards nothing of it is running: vng, its shell and QEMU are one process
     group, and that is killed. Its temporary files stay in `temporary`.
     """
-    tools = str(Path(sys.executable).parent)
-    path = f"{tools}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd="/",
-            env=os.environ | {"PATH": path, "TMPDIR": temporary},
-            stdin=subprocess.DEVNULL,
-            # A pipe: QEMU truncates what it writes to if that is a file.
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise GuestError(
-            f"vng is not installed beside {sys.executable}; "
-            "`pip install virtme-ng` there"
-        ) from None
+    process = subprocess.Popen(
+        command,
+        cwd="/",
+        env=os.environ | {"PATH": _host_path(), "TMPDIR": temporary},
+        stdin=subprocess.DEVNULL,
+        # A pipe: QEMU truncates what it writes to if that is a file.
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     console: list[str] = []
     assert process.stdout is not None
     reader = threading.Thread(
@@ -166,6 +166,16 @@ def _started(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         reader.join(_SHUTDOWN_SECONDS)
+
+
+def _host_path() -> str:
+    """Return a PATH with the programs that vng is and needs."""
+    tools = str(Path(sys.executable).parent)
+    path = f"{tools}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    for program, remedy in _PROGRAMS.items():
+        if shutil.which(program, path=path) is None:
+            raise GuestError(f"{program} is not installed; {remedy}")
+    return path
 
 
 def _collect(stream: Iterator[str], lines: list[str]) -> None:

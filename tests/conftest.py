@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fixtures of all levels.
+
+The levels, lowest first; a failure's level says where to look:
+
+t1_pure         plain Python, no kernel
+t2_bpf          engines and collectors on the running kernel, no mount
+t3_filesystem   a real mount, driven by system calls and by tools
+t4_program      the command line and the daemon's life
+t5_guests       t2 and t3 again, in guests that boot other kernels
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cgstatfs import collectors, libbpf
+from cgstatfs.engines import ENGINES, EngineUnavailable
+from cgstatfs.hierarchy import find_cgroup2
+from cgstatfs.objects import object_path
+from cgstatfs.runtime import Runtime
+
+REPOSITORY = Path(__file__).parent.parent
+BUILD = REPOSITORY / "build"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", help="run the tests of this engine alone")
+    parser.addoption("--kernel", help="boot this guest kernel alone: 6.1, 6.12 or newest")
+
+
+def _usable_engines(wanted: str | None) -> Iterator[str]:
+    for kind in ENGINES:
+        if wanted in (None, kind.name):
+            try:
+                kind().probe()
+            except EngineUnavailable:
+                continue
+            yield kind.name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine_name" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--engine")
+        metafunc.parametrize("engine_name", list(_usable_engines(wanted)), scope="session")
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Wait for something that will come; the time is only for when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def work() -> Path:
+    """The program of tests/work.c."""
+    source, program = Path(__file__).parent / "work.c", BUILD / "tests" / "work"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True
+        )
+    return program
+
+
+@pytest.fixture(scope="session")
+def cgroupfs() -> Path:
+    return find_cgroup2()
+
+
+_numbers = itertools.count()
+
+
+def _kill_all(directory: Path) -> None:
+    for pid in (directory / "cgroup.procs").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a cgroup and all below it, and end what runs in there."""
+    for path, _, _ in os.walk(root, topdown=False):
+        directory = Path(path)
+
+        def gone(directory: Path = directory) -> bool:
+            try:
+                _kill_all(directory)
+                directory.rmdir()
+            except ProcessLookupError:
+                return False
+            except FileNotFoundError:
+                return True
+            except OSError:
+                return False
+            return True
+
+        wait_until(gone, f"{directory} to be removed")
+
+
+@pytest.fixture
+def tree(cgroupfs: Path) -> Iterator[Path]:
+    """A cgroup of the test's own."""
+    root = cgroupfs / f"cgstat-test-{os.getpid()}-{next(_numbers)}"
+    root.mkdir()
+    yield root
+    remove_tree(root)
+
+
+def cgroup_id(directory: Path) -> int:
+    return directory.stat().st_ino
+
+
+def dying(directory: Path) -> int:
+    """Cgroups below that are removed and not yet released."""
+    text = (directory / "cgroup.stat").read_text()
+    return int(dict(line.split() for line in text.splitlines())["nr_dying_descendants"])
+
+
+# Collectors, without a mount
+
+
+class Loaded:
+    """The shipped collectors, loaded for an engine."""
+
+    def __init__(self, engine: collectors.Engine, loaded: list[collectors.Collector]) -> None:
+        self.engine = engine
+        self.collectors = loaded
+        self._map_of = {m.file: (c, m) for c in loaded for m in c.maps}
+
+    def value(self, file: str, cgroup: int | Path) -> dict[str, tuple[int, ...]]:
+        """A flushing lookup, by element name."""
+        _, stats_map = self._map_of[file]
+        value = stats_map.lookup(cgroup if isinstance(cgroup, int) else cgroup_id(cgroup))
+        return {
+            field.name: value[field.offset : field.offset + field.elements]
+            for field in stats_map.value_type.fields
+        }
+
+    def one(self, file: str, cgroup: int | Path, name: str) -> int:
+        (number,) = self.value(file, cgroup)[name]
+        return number
+
+    def fd(self, file: str, ending: str) -> int:
+        """Of one of the BPF maps that a stats map consists of."""
+        collector, stats_map = self._map_of[file]
+        return collector.object.maps[f"{stats_map.prefix}_{ending}"].fd
+
+    def ids(self, file: str, ending: str) -> set[int]:
+        """The cgroups that have an element in one of the BPF maps."""
+        fd = self.fd(file, ending)
+        size = libbpf.map_info(fd).key_size
+        return {int.from_bytes(k[:8], sys.byteorder) for k in libbpf.map_keys(fd, size)}
+
+    def misses(self, file: str) -> dict[str, int]:
+        collector, _ = self._map_of[file]
+        return {
+            name: libbpf.recursion_misses(collector.object.programs[name].fd)
+            for name in collector.links
+        }
+
+
+def make_engine(name: str) -> collectors.Engine:
+    engine = next(kind for kind in ENGINES if kind.name == name)()
+    engine.probe()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def loaded(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
+    engine = make_engine(engine_name)
+    names = ("proc_events", "sched_runqlat", "mm_reclaim")
+    found = [collectors.load(object_path(n), engine, cgroup_id(cgroupfs)) for n in names]
+    yield Loaded(engine, found)
+    for collector in found:
+        collector.close()
+
+
+# A mount
+
+
+def cgstatfs(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    return subprocess.run(
+        [sys.executable, "-m", "cgstatfs", *map(str, arguments)],
+        text=True, capture_output=True, cwd=REPOSITORY, **options,
+    )  # fmt: skip
+
+
+@dataclass
+class Mounted:
+    """A file system that ``cgstatfs mount`` mounted."""
+
+    path: Path
+    cgroupfs: Path
+    engine: str
+
+    def __post_init__(self) -> None:
+        self.runtime = Runtime(self.path)
+        state = self.runtime.read_state()
+        assert state is not None
+        self.pid = state.pid
+
+    def of(self, cgroup: Path) -> Path:
+        """A cgroup's directory in the mount."""
+        return self.path / cgroup.relative_to(self.cgroupfs)
+
+    def log(self) -> str:
+        return self.runtime.log.read_text()
+
+    def held(self, collector: str, prefix: str, cgroup: Path) -> bytes:
+        """The text of the total that the map holds, without a flush, past the mount.
+
+        For cgroups in which nothing happens any more and that were read once.
+        """
+        from cgstatfs import btf
+
+        fd = libbpf.get_pinned(self.runtime.pins / collector / "maps" / f"{prefix}_entries")
+        try:
+            info = libbpf.map_info(fd)
+            _, value_type = btf.describe(info.btf_id, info.btf_value_type_id)
+            key = cgroup_id(cgroup).to_bytes(8, sys.byteorder)
+            entry = libbpf.map_lookup(fd, key, info.value_size)
+        finally:
+            os.close(fd)
+        # struct cgstat_entry, then spill, total and pending
+        total = info.value_size - 2 * value_type.size
+        return value_type.format(value_type.unpack(entry[total : total + value_type.size]))
+
+
+@pytest.fixture(scope="session")
+def mounted(
+    engine_name: str, cgroupfs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mounted]:
+    path = tmp_path_factory.mktemp(f"mnt-{engine_name}")
+    # Those who are not root have to get there.
+    for directory in (path, *path.parents):
+        if directory == Path("/tmp"):
+            break
+        directory.chmod(directory.stat().st_mode | 0o055)
+    result = cgstatfs("mount", "--engine", engine_name, path)
+    assert result.returncode == 0, result.stderr
+    mount = Mounted(path, cgroupfs, engine_name)
+    yield mount
+    result = cgstatfs("umount", path)
+    assert result.returncode == 0, result.stderr
+    assert not mount.runtime.pins.exists()

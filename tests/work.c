@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the tests count: tasks that do a known number of things in a cgroup.
+ *
+ *	work fork DIRECTORY N		join the cgroup, fork N tasks one after the other
+ *	work churn DIRECTORY N NAME	N times: make a cgroup below, fork a task that
+ *					joins it and forks one, remove the cgroup
+ *	work pingpong DIRECTORY N NAME	join, take NAME as comm, stop; then N rounds
+ *					of two tasks that wake each other, stop
+ *	work touch DIRECTORY BYTES	join, touch so much memory once
+ *	work write DIRECTORY FILE TEXT	join, write TEXT to FILE
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		die(path);
+	close(fd);
+}
+
+static void join(const char *directory)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s/cgroup.procs", directory);
+	write_file(path, "0");
+}
+
+static void fork_one(void)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (!pid)
+		_exit(0);
+	if (waitpid(pid, NULL, 0) != pid)
+		die("waitpid");
+}
+
+static void churn(const char *directory, long n, const char *name)
+{
+	char path[4096];
+
+	for (long i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%s%ld", directory, name, i);
+		if (mkdir(path, 0755))
+			die(path);
+		pid_t pid = fork();
+		if (pid < 0)
+			die("fork");
+		if (!pid) {
+			join(path);
+			fork_one();
+			_exit(0);
+		}
+		if (waitpid(pid, NULL, 0) != pid)
+			die("waitpid");
+		if (rmdir(path))
+			die(path);
+	}
+}
+
+static void bounce(int in, int out, long n)
+{
+	char byte = 0;
+
+	for (long i = 0; i < n; i++)
+		if (read(in, &byte, 1) != 1 || write(out, &byte, 1) != 1)
+			die("pipe");
+}
+
+static void pingpong(long n, const char *name)
+{
+	int there[2], back[2], status;
+	char byte = 0;
+
+	prctl(PR_SET_NAME, name);
+	if (pipe(there) || pipe(back))
+		die("pipe");
+	raise(SIGSTOP);
+	pid_t pid = fork();
+	if (!pid) {
+		bounce(there[0], back[1], n);
+		_exit(0);
+	}
+	for (long i = 0; i < n; i++)
+		if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
+			die("pipe");
+	if (waitpid(pid, &status, 0) != pid || status)
+		die("waitpid");
+	raise(SIGSTOP);
+}
+
+static void touch(size_t bytes)
+{
+	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		die("mmap");
+	memset(memory, 1, bytes);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 4)
+		return 2;
+	if (!strcmp(argv[1], "churn")) {
+		churn(argv[2], atol(argv[3]), argv[4]);
+		return 0;
+	}
+	join(argv[2]);
+	if (!strcmp(argv[1], "fork"))
+		for (long i = atol(argv[3]); i > 0; i--)
+			fork_one();
+	else if (!strcmp(argv[1], "pingpong"))
+		pingpong(atol(argv[3]), argv[4]);
+	else if (!strcmp(argv[1], "touch"))
+		touch(atol(argv[3]));
+	else if (!strcmp(argv[1], "write"))
+		write_file(argv[3], argv[4]);
+	else
+		return 2;
+	return 0;
+}
