@@ -8,7 +8,8 @@ KERNEL ?=
 # them, libfuse3-dev and the Python headers are for building pyfuse3.
 PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-venv python3-dev
 # What the tests drive the mount with, and boot.
-TEST_PACKAGES = bpftrace busybox diffutils kmod procps qemu-system-x86 rsync tar tree util-linux
+TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils file kmod procps \
+	qemu-system-x86 rsync tar tree util-linux
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
