@@ -14,6 +14,7 @@ TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils file kmod proc
 VENV = .venv
 PYTHON = $(VENV)/bin/python
 OBJECTS = $(patsubst bpf/%.bpf.c,cgstatfs/objects/%.bpf.o,$(wildcard bpf/*.bpf.c))
+TEST_OBJECTS = $(patsubst tests/bpf/%.bpf.c,build/tests/%.bpf.o,$(wildcard tests/bpf/*.bpf.c))
 ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 	-Ibuild -Ibpf
@@ -38,10 +39,10 @@ umount: root
 
 build: root packages $(VENV)/installed $(OBJECTS)
 
-test: build test-packages
-	$(PYTHON) -m pytest
+test: build test-packages $(TEST_OBJECTS)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-test-vm: build test-packages
+test-vm: build test-packages $(TEST_OBJECTS)
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
 
 clean:
@@ -83,7 +84,14 @@ build/vmlinux.h: | packages
 		{ echo "/sys/kernel/btf/vmlinux: missing; the kernel needs CONFIG_DEBUG_INFO_BTF" >&2; exit 1; }
 	bpftool btf dump file /sys/kernel/btf/vmlinux format c >$@
 
-cgstatfs/objects/%.bpf.o: bpf/%.bpf.c bpf/cgstat.bpf.h build/vmlinux.h
+define compile
 	@mkdir -p $(@D)
 	clang $(BPF_CFLAGS) -c $< -o $@
 	llvm-strip -g $@
+endef
+
+cgstatfs/objects/%.bpf.o: bpf/%.bpf.c bpf/cgstat.bpf.h build/vmlinux.h
+	$(compile)
+
+build/tests/%.bpf.o: tests/bpf/%.bpf.c $(wildcard tests/bpf/*.bpf.c) bpf/cgstat.bpf.h build/vmlinux.h
+	$(compile)

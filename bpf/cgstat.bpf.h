@@ -29,8 +29,10 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-/* Live cgroups that a stats map has entries for; the loader may lower it. */
+/* Cgroups that a stats map has entries for; a collector may define its own. */
+#ifndef CGSTAT_MAX_CGROUPS
 #define CGSTAT_MAX_CGROUPS 65536
+#endif
 /* Elements of a value. An entry holds three arrays of them. */
 #define CGSTAT_MAX_ELEMS 512
 
@@ -917,7 +919,7 @@ struct {								\
 const struct map##_entry map##_zero SEC(".rodata.zero") = {};
 
 #define CGSTAT_UPDATE(map)						\
-static __always_inline void *						\
+static __always_inline __attribute__((unused)) void *			\
 map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 {									\
 	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));	\
@@ -932,7 +934,7 @@ map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 					    cgrp, where);		\
 	return values;							\
 }									\
-static __always_inline void						\
+static __always_inline __attribute__((unused)) void			\
 map##_end(struct cgroup *cgrp, struct cgstat_where *where)		\
 {									\
 	if (cgstat_state(where->link) == CGSTAT_LISTED)			\

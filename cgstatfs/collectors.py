@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _POPULATE = "populate"
 _ENTRIES = "_entries"
 _CONFIG = ".rodata.cgstat"
 _MAX_PAIRS = 1 << 18
+_MAX_DEPTH = 256
 _LOG_LINES = 12
 
 
@@ -151,11 +153,24 @@ def _describe(obj: libbpf.Object, prefix: str, path: Path) -> tuple[str, ValueTy
         raise CollectorError(f"{path}: {error}") from None
 
 
-def _populate(program: libbpf.Program, root_id: int) -> None:
-    """Make the entries of the cgroups that exist, parents first."""
-    link = libbpf.create_cgroup_iter_link(
-        program.fd, libbpf.CGROUP_ITER_DESCENDANTS_PRE, root_id
-    )
+def _populate(obj: libbpf.Object, prefix: str, root_id: int) -> None:
+    """Make the entries of the cgroups that exist, parents first.
+
+    In a cgroup namespace the root that we see has ancestors. Their iterator goes from the
+    root up, so each walk makes the entry of the topmost that has none.
+    """
+    program = obj.programs[f"{prefix}_{_POPULATE}"]
+    entries = obj.maps[prefix + _ENTRIES].fd
+    key, size = root_id.to_bytes(8, sys.byteorder), libbpf.map_info(entries).value_size
+    for _ in range(_MAX_DEPTH):
+        if libbpf.map_lookup(entries, key, size):
+            break
+        _walk(program, libbpf.CGROUP_ITER_ANCESTORS_UP, root_id)
+    _walk(program, libbpf.CGROUP_ITER_DESCENDANTS_PRE, root_id)
+
+
+def _walk(program: libbpf.Program, order: int, root_id: int) -> None:
+    link = libbpf.create_cgroup_iter_link(program.fd, order, root_id)
     try:
         walk = libbpf.create_iter(link)
         try:
@@ -177,7 +192,7 @@ def _attach(
             for ending in (*_LIFE_CYCLE, *engine.attached):
                 name = f"{prefix}_{ending}"
                 links[name] = obj.programs[name].attach()
-            _populate(obj.programs[f"{prefix}_{_POPULATE}"], root_id)
+            _populate(obj, prefix, root_id)
             ours.add(f"{prefix}_{_POPULATE}")
             ours.update(*(_engine_programs(prefix, kind) for kind in ENGINES))
         for name, program in obj.programs.items():
@@ -194,7 +209,7 @@ def load(path: Path, engine: Engine, root_id: int) -> Collector:
     """Load a compiled collector, make its entries and attach it.
 
     :param path: a CO-RE object, built from C that includes ``cgstat.bpf.h``
-    :param root_id: id of the v2 hierarchy's root cgroup
+    :param root_id: id of the root of the v2 hierarchy, as far up as we see it
     :raises CollectorError: anything about it or this kernel prevents that; nothing is left
     """
     obj = None

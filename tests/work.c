@@ -9,6 +9,7 @@
  *					of two tasks that wake each other, stop
  *	work touch DIRECTORY BYTES	join, touch so much memory once
  *	work write DIRECTORY FILE TEXT	join, write TEXT to FILE
+ *	work read DIRECTORY FILE	open, read and close FILE until killed
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -120,6 +121,19 @@ static void touch(size_t bytes)
 	memset(memory, 1, bytes);
 }
 
+static void read_forever(const char *path)
+{
+	char buffer[4096];
+
+	for (;;) {
+		int fd = open(path, O_RDONLY);
+
+		if (fd < 0 || read(fd, buffer, sizeof(buffer)) < 0)
+			die(path);
+		close(fd);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 4)
@@ -128,6 +142,8 @@ int main(int argc, char **argv)
 		churn(argv[2], atol(argv[3]), argv[4]);
 		return 0;
 	}
+	if (!strcmp(argv[1], "read"))
+		read_forever(argv[3]);
 	join(argv[2]);
 	if (!strcmp(argv[1], "fork"))
 		for (long i = atol(argv[3]); i > 0; i--)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Single updates, in every way they can go: each is in the next lookup, once."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cgstatfs import collectors, libbpf
+
+from ..conftest import BUILD, Loaded, cgroup_id, make_engine, wait_until
+
+FILE = "test.calls"
+ADD, INTERRUPT, RESUME, SPILL, OBSERVE = range(1, 6)
+ROUNDS = 20_000
+_CALL = 0x63677374
+_prctl = ctypes.CDLL(None).prctl
+
+
+def call(what: int, n: int = 0) -> None:
+    """See tests/bpf/calls.bpf.c."""
+    _prctl(_CALL, ctypes.c_ulong(what), ctypes.c_ulong(n), 0, 0)
+
+
+def load(name: str, engine_name: str, cgroupfs: Path) -> Loaded:
+    engine = make_engine(engine_name)
+    path = BUILD / "tests" / f"{name}.bpf.o"
+    assert path.exists(), f"{path} is not built; run make test"
+    return Loaded(engine, [collectors.load(path, engine, cgroup_id(cgroupfs))])
+
+
+@pytest.fixture(scope="module")
+def calls(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
+    loaded = load("calls", engine_name, cgroupfs)
+    yield loaded
+    loaded.collectors[0].close()
+
+
+@pytest.fixture
+def inside(cgroupfs: Path, tree: Path) -> Iterator[Path]:
+    """The test itself is in this cgroup, on one cpu."""
+    own = Path(f"/proc/{os.getpid()}/cgroup").read_text().splitlines()[-1].split("::/")[1]
+    directory = tree / "inside"
+    directory.mkdir()
+    (directory / "cgroup.procs").write_text(str(os.getpid()))
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    yield directory
+    os.sched_setaffinity(0, cpus)
+    (cgroupfs / own / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def count(loaded: Loaded, cgroup: Path | int) -> int:
+    return loaded.one(FILE, cgroup, "count")
+
+
+def test_every_update_is_in_the_next_lookup(calls: Loaded, inside: Path, tree: Path) -> None:
+    here, above = cgroup_id(inside), cgroup_id(tree)
+    for number in range(1, ROUNDS // 10):
+        call(ADD, 1)
+        assert count(calls, here) == number
+        call(ADD, 0)
+        assert count(calls, above) == number
+
+
+def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree: Path) -> None:
+    """Every update is seen by the next lookup, though another cpu flushes all the time."""
+    stop = threading.Event()
+    cpus = os.sched_getaffinity(0)
+    above = cgroup_id(tree)
+    # A lookup of its own, so that two are never in one context.
+    collector = calls.collectors[0]
+    other = calls.engine.lookup(
+        collector.object.programs["calls_" + calls.engine.programs[-1]],
+        collector.maps[0].value_type,
+    )
+
+    def flush() -> None:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - cpus or cpus)
+        while not stop.is_set():
+            other(above)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        here = cgroup_id(inside)
+        for number in range(1, ROUNDS + 1):
+            call(ADD, 1)
+            if number % 10 == 0:
+                assert count(calls, here) == number
+    finally:
+        stop.set()
+        thread.join()
+    assert count(calls, tree) == ROUNDS
+
+
+def test_histogram_buckets(calls: Loaded, inside: Path) -> None:
+    for value in (0, 1, 2, 3, 4, 5, 8, 9, 64, 65, 1 << 63):
+        call(OBSERVE, value)
+    # Up to 1, 2, 4, 8, 16, 32, 64, and above
+    assert calls.value(FILE, inside)["observed"] == (2, 1, 2, 2, 1, 0, 1, 2)
+
+
+def test_an_update_that_interrupts_one_that_is_about_to_list(
+    calls: Loaded, inside: Path
+) -> None:
+    """The inner update has ended, so a lookup sees it, though the outer one has not."""
+    call(ADD, 1)
+    assert count(calls, inside) == 1
+    call(INTERRUPT, 10)
+    call(ADD, 100)
+    assert count(calls, inside) == 111
+    # Once more: the lookup has left the state as it is, or begun anew.
+    call(ADD, 1000)
+    assert count(calls, inside) == 1111
+    call(RESUME)
+    call(ADD, 10000)
+    assert count(calls, inside) == 11111
+    call(ADD, 100000)
+    assert count(calls, inside) == 111111
+
+
+def test_spilled_updates(calls: Loaded, inside: Path, tree: Path) -> None:
+    call(SPILL, 1)
+    assert count(calls, tree) == 1
+    call(SPILL, 2)
+    call(ADD, 4)
+    call(SPILL, 8)
+    assert count(calls, inside) == 15
+    assert count(calls, tree) == 15
+
+
+def test_spilled_updates_of_a_cgroup_that_goes(
+    calls: Loaded, tree: Path, cgroupfs: Path
+) -> None:
+    """An update is counted above even if nobody looked before the cgroup went."""
+    for what in (ADD, SPILL):
+        directory = tree / "going"
+        directory.mkdir()
+        child = os.fork()
+        if child == 0:
+            (directory / "cgroup.procs").write_text(str(os.getpid()))
+            call(what, 5)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        directory.rmdir()
+    assert count(calls, tree) == 10
+    wait_until(
+        lambda: count(calls, tree) == 10 and len(own_ids(calls, tree)) == 1, "the entries to go"
+    )
+
+
+def own_ids(loaded: Loaded, tree: Path) -> set[int]:
+    """Entries of a test's cgroups: ids only grow."""
+    return {id for id in loaded.ids(FILE, "entries") if id >= cgroup_id(tree)}
+
+
+def test_user_space_cannot_write(calls: Loaded, tree: Path) -> None:
+    """Nor root, nor through another descriptor of the map."""
+    lib = libbpf.lib
+    for ending in ("entries", "pairs", "lists", "ctl"):
+        fd = calls.fd(FILE, ending)
+        info = libbpf.map_info(fd)
+        again = lib.bpf_map_get_fd_by_id(info.id)
+        assert again > 0
+        key, value = bytes(info.key_size), bytes(info.value_size)
+        try:
+            for descriptor in (fd, again):
+                assert lib.bpf_map_update_elem(descriptor, key, value, ctypes.c_uint64(0)) == -errno.EPERM
+                assert lib.bpf_map_delete_elem(descriptor, key) == -errno.EPERM
+        finally:
+            os.close(again)
+
+
+def test_more_cgroups_than_there_is_room_for(
+    engine_name: str, cgroupfs: Path, tree: Path
+) -> None:
+    """What has no entry counts to the nearest ancestor that has one, and is shown."""
+    live = sum(1 for _ in os.walk(cgroupfs))
+    if live > 6:
+        pytest.skip(f"{live} cgroups are here already, and the map has room for 8")
+    loaded = load("few", engine_name, cgroupfs)
+    try:
+        directories = [tree / f"d{number}" for number in range(10)]
+        for directory in directories:
+            directory.mkdir()
+        for directory in directories:
+            child = os.fork()
+            if child == 0:
+                (directory / "cgroup.procs").write_text(str(os.getpid()))
+                call(ADD, 1)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        ids = loaded.ids(FILE, "entries")
+        assert len(ids) == 8
+        without = [d for d in directories if cgroup_id(d) not in ids]
+        assert without
+        for directory in without:
+            with pytest.raises(FileNotFoundError):
+                count(loaded, directory)
+        assert count(loaded, tree) == len(directories)
+        ctl = libbpf.map_lookup(loaded.fd(FILE, "ctl"), bytes(4), 96)
+        displaced = int.from_bytes(ctl[24:32], sys.byteorder)
+        assert displaced == len(without)
+    finally:
+        loaded.collectors[0].close()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bad_field", ["test.bad", '"name"', "char[16]", "unsigned 64-bit"]),
+        ("bad_name", ["etc/passwd", "'/'"]),
+    ],
+)
+def test_what_is_refused(
+    engine_name: str, cgroupfs: Path, name: str, words: list[str]
+) -> None:
+    with pytest.raises(collectors.CollectorError) as error:
+        load(name, engine_name, cgroupfs)
+    for word in (f"{name}.bpf.o", *words):
+        assert word in str(error.value)
+
+
+def test_a_damaged_object_is_refused(engine_name: str, cgroupfs: Path, tmp_path: Path) -> None:
+    engine = make_engine(engine_name)
+    whole = (BUILD / "tests" / "calls.bpf.o").read_bytes()
+    for name, data in {"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2]}.items():
+        path = tmp_path / f"{name}.bpf.o"
+        path.write_bytes(data)
+        with pytest.raises(collectors.CollectorError) as error:
+            collectors.load(path, engine, cgroup_id(cgroupfs))
+        assert str(path) in str(error.value)

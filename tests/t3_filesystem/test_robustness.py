@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""No request, name, reader or exception takes the mount down."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cgstatfs.runtime import Runtime
+
+from ..conftest import REPOSITORY, Mounted, cgstatfs
+
+OPERATIONS = 10_000
+KILLED_READERS = 2_000
+
+
+def test_random_operations_of_an_unprivileged_user(
+    mounted: Mounted, tree: Path, tmp_path: Path, alive: None
+) -> None:
+    (tree / "a/b").mkdir(parents=True)
+    script = tmp_path / "random_operations.py"
+    shutil.copy(Path(__file__).with_name("random_operations.py"), script)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory != Path("/tmp") and directory.is_relative_to("/tmp"):
+            directory.chmod(0o755)
+    seed = random.randrange(1 << 30)
+    workers = [
+        subprocess.Popen(
+            ["/usr/bin/python3", script, str(seed + number), str(OPERATIONS // 2),
+             mounted.of(tree)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            user=65534, group=65534, extra_groups=[],
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for worker in workers:
+        out, errors = worker.communicate()
+        assert worker.returncode == 0, f"seed {seed}: {errors}"
+        assert out == f"{OPERATIONS // 2}\n"
+
+
+def test_readers_killed_at_any_moment(
+    mounted: Mounted, tree: Path, work: Path, alive: None
+) -> None:
+    """Also between a request waking the daemon and the daemon reading it."""
+    file = mounted.of(tree) / "proc.events"
+    rng = random.Random(1)
+    readers = [subprocess.Popen([work, "read", tree, str(file)]) for _ in range(3)]
+    try:
+        for number in range(KILLED_READERS):
+            reader = readers[number % 3]
+            time.sleep(rng.random() / 500)
+            reader.kill()
+            reader.wait()
+            readers[number % 3] = subprocess.Popen([work, "read", tree, str(file)])
+            # Answered at once, without another request to help it along.
+            if number % 50 == 0:
+                for other in readers:
+                    other.kill()
+                    other.wait()
+                assert file.read_bytes().startswith(b"forks ")
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    # Those that were killed left no open files behind.
+    assert file.read_bytes().startswith(b"forks ")
+
+
+def test_a_reader_killed_while_the_daemon_is_stopped(
+    mounted: Mounted, tree: Path, work: Path, alive: None
+) -> None:
+    file = mounted.of(tree) / "proc.events"
+    os.kill(mounted.pid, signal.SIGSTOP)
+    try:
+        reader = subprocess.Popen([work, "read", tree, str(file)])
+        time.sleep(0.2)
+        reader.kill()
+        reader.wait()
+    finally:
+        os.kill(mounted.pid, signal.SIGCONT)
+    assert file.read_bytes().startswith(b"forks ")
+
+
+def test_an_unexpected_exception_is_eio_and_no_more(
+    engine_name: str, tmp_path: Path, cgroupfs: Path
+) -> None:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    runtime = Runtime(path)
+    script = Path(__file__).with_name("served_broken.py")
+    result = subprocess.run(
+        [sys.executable, script, "mount", "--engine", engine_name, path], cwd=REPOSITORY,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError) as error:
+                (path / "mm.reclaim").read_bytes()
+            assert error.value.errno == errno.EIO
+            assert (path / "proc.events").read_text().startswith("forks ")
+        assert "ZeroDivisionError" in runtime.log.read_text()
+    finally:
+        assert cgstatfs("umount", path).returncode == 0
