@@ -33,6 +33,9 @@ from cgstatfs.runtime import Runtime
 REPOSITORY = Path(__file__).parent.parent
 BUILD = REPOSITORY / "build"
 
+# Emulated guests are slow: what is repeated only to meet a race is repeated less there.
+SCALE = float(os.environ.get("CGSTATFS_TEST_SCALE", "1"))
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", help="run the tests of this engine alone")
