@@ -825,11 +825,10 @@ cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step
  * then takes what is left on every cpu and deletes the entry.
  */
 static __always_inline void
-cgstat_release_rstat(struct cgstat_entry *entry, struct cgroup *cgrp)
+cgstat_release_rstat(struct cgroup *cgrp)
 {
 	int cpu = bpf_get_smp_processor_id();
 
-	cgstat_xchg(entry->dead, 1);
 	if (cgstat_config.css_rstat)
 		css_rstat_updated(&cgrp->self, cpu);
 	else
@@ -989,8 +988,9 @@ int BPF_PROG(map##_release, struct cgroup *cgrp)			\
 	entry = bpf_map_lookup_elem(&map##_entries, &id);		\
 	if (!entry)							\
 		return 0;						\
+	cgstat_xchg(entry->dead, 1);					\
 	if (cgstat_config.engine == CGSTAT_RSTAT)			\
-		cgstat_release_rstat(entry, cgrp);			\
+		cgstat_release_rstat(cgrp);				\
 	else								\
 		cgstat_release_standalone(CGSTAT_MAP_OF(map), ctl, entry, \
 					  id, map##_flush_step);	\

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,16 @@ def _find_root(settings: Settings) -> tuple[Path, Path]:
     return cgroupfs, root
 
 
+async def _keep_running(task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Run a task that should never end; an exception is logged, and does not end the mount."""
+    while True:
+        try:
+            await task(*arguments)
+        except Exception:
+            log.exception("%s failed; it goes on in a second", task.__name__)
+            await trio.sleep(1)
+
+
 async def _follow(fd: int, drain: Callable[[], None]) -> None:
     """Keep up with events while nobody asks anything."""
     while True:
@@ -118,9 +128,9 @@ async def _serve(
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_wait_for_signal, nursery.cancel_scope)
-        nursery.start_soon(_follow, events.fd, events.drain)
-        nursery.start_soon(_follow, attributes.fd, attributes.drain)
-        nursery.start_soon(invalidator.run)
+        nursery.start_soon(_keep_running, _follow, events.fd, events.drain)
+        nursery.start_soon(_keep_running, _follow, attributes.fd, attributes.drain)
+        nursery.start_soon(_keep_running, invalidator.run)
         ready()
         await _serve_requests()
         nursery.cancel_scope.cancel()
@@ -152,13 +162,12 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         maps = _load_collectors(
             state, engine, os.stat(cgroupfs).st_ino, runtime.pins, stack
         )
-        names = [stats_map.file.encode() for stats_map in maps]
-        invalidator = Invalidator(hierarchy, names)
+        invalidator = Invalidator(hierarchy)
         attributes = Attributes(hierarchy, invalidator.attributes_changed)
         stack.callback(attributes.close)
         file_system = FileSystem(hierarchy, attributes, events.drain)
-        for name, stats_map in zip(names, maps, strict=True):
-            file_system.add_file(name, _file_reader(stats_map))
+        for stats_map in maps:
+            file_system.add_file(stats_map.file.encode(), _file_reader(stats_map))
         runtime.write_state(state)
         device = mountpoint.open_device()
         # From here on libfuse closes the descriptor.

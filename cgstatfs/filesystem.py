@@ -255,6 +255,7 @@ class FileSystem(pyfuse3.Operations):
         return self._file_attributes(directory, file)
 
     async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        # No answer is expected, so there is none to put an error into; nothing here raises.
         for node, count in inode_list:
             if node == nodes.ROOT or nodes.is_file(node):
                 continue

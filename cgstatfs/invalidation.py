@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pyfuse3
 import trio
@@ -22,20 +22,12 @@ __all__ = ("Invalidator",)
 
 log = logging.getLogger(__name__)
 
-# The kernel does not know the name or inode (any more), or the directory cannot be marked as
-# deleted because somebody is in it; its name is forgotten nonetheless.
-_HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY)
-
 
 class Invalidator:
-    """Collects what changed; :meth:`run` tells the kernel.
+    """Collects what changed; :meth:`run` tells the kernel."""
 
-    :param file_names: of the files that every directory has
-    """
-
-    def __init__(self, hierarchy: Hierarchy, file_names: Iterable[bytes]) -> None:
+    def __init__(self, hierarchy: Hierarchy) -> None:
         self._root = hierarchy.root
-        self._file_names = file_names
         self._removed: dict[int, Cgroup] = {}
         self._changed: dict[int, Cgroup] = {}
         self._wake = trio.Event()
@@ -74,12 +66,14 @@ class Invalidator:
 
     def _invalidate(self, removed: list[Cgroup], changed: list[Cgroup]) -> None:
         for cgroup in removed:
-            # Files that are open would make the kernel refuse to mark their directory as
-            # deleted, and libfuse complain.
-            for name in self._file_names:
-                self._call(pyfuse3.invalidate_entry, cgroup.id, name)
-            parent = self._node(cgroup.parent)
-            self._call(pyfuse3.invalidate_entry, parent, cgroup.name, cgroup.id)
+            parent = cgroup.parent
+            successor = parent.children.get(cgroup.name)
+            # The kernel looked the name up again, and knows the cgroup made anew under it.
+            if successor is not None and successor.lookups > 0:
+                continue
+            # Not FUSE_NOTIFY_DELETE: who is just on the way through the directory would get
+            # ENOENT, though the path leads to a cgroup made anew.
+            self._call(pyfuse3.invalidate_entry, self._node(parent), cgroup.name)
         for cgroup in changed:
             self._call(pyfuse3.invalidate_inode, self._node(cgroup), True)
 
@@ -88,5 +82,6 @@ class Invalidator:
         try:
             function(*arguments)
         except OSError as error:
-            if error.errno not in _HARMLESS:
+            # ENOENT: the kernel does not know it any more.
+            if error.errno != errno.ENOENT:
                 log.warning("the kernel refused to invalidate %r: %s", arguments, error)

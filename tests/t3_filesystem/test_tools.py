@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -164,9 +165,19 @@ def test_grep_and_friends(mounted: Mounted, tree: Path, held: dict[Path, bytes])
 
 def test_watch(held: dict[Path, bytes]) -> None:
     path, text = next((p, t) for p, t in held.items() if p.name == "proc.events")
-    script = f"timeout 5 watch -n 0.5 -t cat {path}"
-    result = subprocess.run(
-        ["script", "-qc", script, "/dev/null"], capture_output=True,
-        env={**os.environ, "TERM": "dumb", "COLUMNS": "80", "LINES": "24"},
+    wanted = text.splitlines()[0]
+    terminal, output = os.openpty()
+    watch = subprocess.Popen(
+        ["watch", "-n", "0.5", "-t", "cat", path], stdin=output, stdout=output, stderr=output,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
     )  # fmt: skip
-    assert text.splitlines()[0] in result.stdout
+    os.close(output)
+    try:
+        seen = b""
+        while wanted not in seen:
+            assert select.select([terminal], [], [], 60)[0], seen
+            seen += os.read(terminal, 4096)
+    finally:
+        watch.kill()
+        watch.wait()
+        os.close(terminal)
