@@ -15,11 +15,11 @@ import pytest
 
 from cgstatfs import collectors, libbpf
 
-from ..conftest import BUILD, SCALE, Loaded, cgroup_id, make_engine, wait_until
+from ..conftest import BUILD, SCALE, Loaded, cgroup_id, dying, make_engine, wait_until
 
 FILE = "test.calls"
 ADD, INTERRUPT, RESUME, SPILL, OBSERVE = range(1, 6)
-ROUNDS = int(20_000 * SCALE)
+ROUNDS = int(100_000 * SCALE)
 _CALL = 0x63677374
 _prctl = ctypes.CDLL(None).prctl
 
@@ -63,7 +63,7 @@ def count(loaded: Loaded, cgroup: Path | int) -> int:
 
 def test_every_update_is_in_the_next_lookup(calls: Loaded, inside: Path, tree: Path) -> None:
     here, above = cgroup_id(inside), cgroup_id(tree)
-    for number in range(1, ROUNDS // 10):
+    for number in range(1, ROUNDS // 50):
         call(ADD, 1)
         assert count(calls, here) == number
         call(ADD, 0)
@@ -92,13 +92,14 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     try:
         here = cgroup_id(inside)
         for number in range(1, ROUNDS + 1):
+            # The first lists the array; the flush that takes it off meets the second.
             call(ADD, 1)
-            if number % 10 == 0:
-                assert count(calls, here) == number
+            call(ADD, 1)
+            assert count(calls, here) == 2 * number
     finally:
         stop.set()
         thread.join()
-    assert count(calls, tree) == ROUNDS
+    assert count(calls, tree) == 2 * ROUNDS
 
 
 def test_histogram_buckets(calls: Loaded, inside: Path) -> None:
@@ -144,17 +145,41 @@ def test_spilled_updates_of_a_cgroup_that_goes(
     for what in (ADD, SPILL):
         directory = tree / "going"
         directory.mkdir()
-        child = os.fork()
-        if child == 0:
-            (directory / "cgroup.procs").write_text(str(os.getpid()))
-            call(what, 5)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        add_in(directory, what, 5)
         directory.rmdir()
     assert count(calls, tree) == 10
     wait_until(
         lambda: count(calls, tree) == 10 and len(own_ids(calls, tree)) == 1, "the entries to go"
     )
+
+
+def add_in(directory: Path, what: int = ADD, n: int = 1) -> None:
+    """An update by a task that joins the cgroup, and ends."""
+    child = os.fork()
+    if child == 0:
+        (directory / "cgroup.procs").write_text(str(os.getpid()))
+        call(what, n)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_update_after_a_release_that_flushed_in_part(
+    calls: Loaded, inside: Path, tree: Path
+) -> None:
+    """A release does some of the flusher's work; a lookup does not take that for all of it."""
+    others = [tree / f"other{number}" for number in range(80)]
+    for directory in others:
+        directory.mkdir()
+        add_in(directory)
+    (tree / "going").mkdir()
+    assert dying(tree) == 0
+    # Listed last, so folded first.
+    call(ADD, 1)
+    (tree / "going").rmdir()
+    wait_until(lambda: dying(tree) == 0, "the cgroup to be released")
+    call(ADD, 1)
+    assert count(calls, inside) == 2
+    assert count(calls, tree) == len(others) + 2
 
 
 def own_ids(loaded: Loaded, tree: Path) -> set[int]:
@@ -192,12 +217,7 @@ def test_more_cgroups_than_there_is_room_for(
         for directory in directories:
             directory.mkdir()
         for directory in directories:
-            child = os.fork()
-            if child == 0:
-                (directory / "cgroup.procs").write_text(str(os.getpid()))
-                call(ADD, 1)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
+            add_in(directory)
         ids = loaded.ids(FILE, "entries")
         assert len(ids) == 8
         without = [d for d in directories if cgroup_id(d) not in ids]

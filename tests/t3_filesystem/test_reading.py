@@ -165,13 +165,19 @@ def test_sendfile_gives_the_whole_text_of_now(mounted: Mounted, tree: Path, work
             os.close(writer)
 
 
-def test_mmap_is_refused_or_faults_and_harms_nothing(
-    mounted: Mounted, tree: Path, alive: None
-) -> None:
-    with open(mounted.of(tree) / "proc.events", "rb") as file:
+def test_mmap(mounted: Mounted, tree: Path, work: Path, alive: None) -> None:
+    """A shared one is refused, as on cgroupfs; a private one is a copy."""
+    path = mounted.of(tree) / "proc.events"
+    fork(work, tree, 3)
+    text = path.read_bytes()
+    with open(path, "rb") as file:
         with pytest.raises(OSError) as error:
             mmap.mmap(file.fileno(), 10, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         assert error.value.errno == errno.ENODEV
+        with mmap.mmap(
+            file.fileno(), len(text), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ
+        ) as copy:
+            assert copy[:] == text
 
 
 def test_statfs(mounted: Mounted) -> None:

@@ -43,7 +43,7 @@ def test_in_a_guest(kernel: str, work: Path) -> None:
     require_qemu()
     command = [
         "env", "CGSTATFS_TEST_SCALE=0.05", "CGSTATFS_TEST_GUEST=1",
-        "python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-v", *TESTS,
+        "python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-v", "--durations=15", *TESTS,
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.vm", "--kernel", kernel, "--timeout", str(SECONDS),
