@@ -23,8 +23,9 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .PHONY: mount umount build test test-vm clean root packages test-packages
 
 mount: build
-	@mkdir -p $(MOUNTPOINT)
-	@if findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then \
+	@[ -e $(MOUNTPOINT) ] || stat $(MOUNTPOINT) >/dev/null 2>&1 || mkdir -p $(MOUNTPOINT) 2>/dev/null || true
+	@if findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null && \
+			stat $(MOUNTPOINT)/. >/dev/null 2>&1; then \
 		echo "$(MOUNTPOINT) is mounted already; make umount ends it"; \
 	else \
 		$(PYTHON) -m cgstatfs mount $(MOUNTPOINT); \
@@ -34,8 +35,10 @@ mount: build
 	@echo "      $(VENV)/bin/cgstatfs list"
 
 umount: root
-	@if [ -x $(PYTHON) ]; then $(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
-	else echo "nothing is built here, so nothing is mounted from here"; fi
+	@if ! findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then \
+		echo "$(MOUNTPOINT) is not mounted"; \
+	elif [ -x $(PYTHON) ]; then $(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
+	else umount $(MOUNTPOINT); fi
 
 build: root packages $(VENV)/installed $(OBJECTS)
 

@@ -34,7 +34,7 @@
 #define CGSTAT_MAX_CGROUPS 65536
 #endif
 /* Elements of a value. An entry holds three arrays of them. */
-#define CGSTAT_MAX_ELEMS 512
+#define CGSTAT_MAX_ELEMS 128
 
 #define CGSTAT_EBUSY 16
 #define CGSTAT_ENOENT 2
@@ -548,8 +548,9 @@ cgstat_propagate(struct cgstat_map map, struct cgstat_entry *entry, __u64 id,
 	__u32 i;
 
 	bpf_loop(1 << 20, climb_step, &climb, 0);
+	/* By volatile stores: BPF has no memset() to make of a plain loop. */
 	for (i = 0; i < map.elems; i++)
-		pending[i] = 0;
+		cgstat_write(pending[i], 0);
 }
 
 /*
@@ -888,7 +889,7 @@ struct map##_entry {							\
 } __attribute__((btf_decl_tag("cgstat:map:" file)));			\
 _Static_assert(sizeof(vtype) && sizeof(vtype) % 8 == 0 &&			\
 	       sizeof(vtype) <= 8 * CGSTAT_MAX_ELEMS,			\
-	       "the value of a stats map is 1 to 512 unsigned 64-bit elements"); \
+	       "the value of a stats map is 1 to 128 unsigned 64-bit elements"); \
 struct {								\
 	__uint(type, BPF_MAP_TYPE_HASH);				\
 	__uint(map_flags, BPF_F_NO_PREALLOC);				\

@@ -32,20 +32,30 @@ struct mm_reclaim {
 };
 CGSTAT_MAP(reclaim, struct mm_reclaim, "mm.reclaim");
 
-/* Since when a task reclaims. Made in advance: memory is short here. */
+/* A task, not to be taken for a later one with its pid. */
+struct task_key {
+	__u64 pid;
+	__u64 start_time;
+};
+
+/*
+ * Since when a task reclaims. Made in advance: memory is short here. What the
+ * end of a reclaim was skipped for is evicted in time.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_RECLAIMING);
-	__type(key, __u32);
+	__type(key, struct task_key);
 	__type(value, __u64);
 } reclaiming SEC(".maps");
 
 static __always_inline int begin(void)
 {
-	__u32 pid = bpf_get_current_pid_tgid();
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_key key = { .pid = task->pid, .start_time = task->start_time };
 	__u64 now = bpf_ktime_get_ns();
 
-	if (bpf_map_update_elem(&reclaiming, &pid, &now, BPF_ANY))
+	if (bpf_map_update_elem(&reclaiming, &key, &now, BPF_ANY))
 		cgstat_lost(reclaim);
 	return 0;
 }
@@ -53,14 +63,14 @@ static __always_inline int begin(void)
 static __always_inline int end(__u64 pages)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 pid = bpf_get_current_pid_tgid();
+	struct task_key key = { .pid = task->pid, .start_time = task->start_time };
 	__u64 *since, delta;
 
-	since = bpf_map_lookup_elem(&reclaiming, &pid);
+	since = bpf_map_lookup_elem(&reclaiming, &key);
 	if (!since)
 		return 0;
 	delta = bpf_ktime_get_ns() - *since;
-	bpf_map_delete_elem(&reclaiming, &pid);
+	bpf_map_delete_elem(&reclaiming, &key);
 	cgstat_update(reclaim, cgstat_task_cgroup(task), v) {
 		cgstat_inc(v->pages, pages);
 		cgstat_inc(v->stall_total_ns, delta);

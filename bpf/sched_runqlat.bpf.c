@@ -51,10 +51,33 @@ static __always_inline void begin(__u32 pid)
 		cgstat_lost(runqlat);
 }
 
-/* An int before 7.x, then a byte. From an unsigned one the loader can adapt. */
+/* Ints before 7.x, then bytes. From unsigned ones the loader can adapt. */
 struct task_struct___unsigned {
 	unsigned int on_cpu;
+	unsigned int on_rq;
 } __attribute__((preserve_access_index));
+
+/* 6.12 and later: a task that sleeps may stay queued for a while. */
+struct sched_entity___delayed {
+	unsigned char sched_delayed;
+} __attribute__((preserve_access_index));
+
+/*
+ * Whether a task that is switched from waits for a cpu again. Before 6.13
+ * @prev_state can be one that a pending signal has made void; the task is then
+ * still queued.
+ */
+static __always_inline bool waits(struct task_struct *prev, unsigned int prev_state)
+{
+	struct sched_entity___delayed *se = (void *)&prev->se;
+
+	if (!prev_state)
+		return true;
+	if (!((struct task_struct___unsigned *)prev)->on_rq)
+		return false;
+	return !bpf_core_field_exists(se->sched_delayed) ||
+	       !BPF_CORE_READ(se, sched_delayed);
+}
 
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(on_wakeup, struct task_struct *p)
@@ -79,7 +102,7 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev,
 	__u64 *since, delta;
 	__u32 pid = next->pid;
 
-	if (preempt || !prev_state)
+	if (preempt || waits(prev, prev_state))
 		begin(prev->pid);
 	since = bpf_map_lookup_elem(&waiting, &pid);
 	if (!since)

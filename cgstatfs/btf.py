@@ -142,7 +142,7 @@ def _length(btf: _Btf, type_id: int) -> int | None:
         return 0
     type_ = btf.type(btf.strip(type_id))
     if btf.kind(type_) == _KIND_ARRAY and _is_u64(btf, btf.array(type_).type):
-        return btf.array(type_).nelems
+        return btf.array(type_).nelems or None
     return None
 
 

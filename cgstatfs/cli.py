@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from . import __version__, inspection, mountpoint
+from .collectors import CollectorError
 from .daemon import SHIPPED, Settings, run
 from .engines import ENGINES, EngineUnavailable
 from .runtime import Runtime, State, mount_bpffs
@@ -73,8 +74,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _prepare(settings: Settings) -> Runtime:
     """Check what can be checked, take the lock, and clear away what a killed daemon left."""
     runtime = Runtime(settings.mount_point)
+    _end_connection_of_dead(runtime)
     if not runtime.lock():
-        raise _Failure(f"{settings.mount_point}: a cgstatfs is mounted there; cgstatfs umount ends it")
+        raise _Failure(_why_locked(runtime))
     stale = mountpoint.mounted(settings.mount_point)
     if stale and stale.type == mountpoint.TYPE:
         log.warning("%s: clearing away the mount of a daemon that died", settings.mount_point)
@@ -83,6 +85,31 @@ def _prepare(settings: Settings) -> Runtime:
     mount_bpffs()
     runtime.clean()
     return runtime
+
+
+def _is_dead(pid: int) -> bool:
+    """A daemon that was killed can remain as a zombie, one of its threads in the kernel."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def _end_connection_of_dead(runtime: Runtime) -> None:
+    state = runtime.read_state()
+    if state and state.connection and _is_dead(state.pid):
+        mountpoint.abort(state.connection)
+        if runtime.lock(timeout=10):
+            runtime.unlock_here()
+
+
+def _why_locked(runtime: Runtime) -> str:
+    path, state = runtime.mount_point, runtime.read_state()
+    if mountpoint.mounted(path):
+        return f"{path}: a cgstatfs is mounted there; cgstatfs umount ends it"
+    daemon = f"its daemon (pid {state.pid})" if state else "its daemon"
+    return f"{path}: unmounted lazily and still in use; {daemon} ends when the last file is closed"
 
 
 def _report(state: State) -> str:
@@ -120,7 +147,7 @@ def _become_daemon(runtime: Runtime) -> None:
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
-    output = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    output = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(null, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -145,9 +172,9 @@ def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
     except OSError as error:
         log.critical("%s", _say(error))
         tell(_say(error))
-    except EngineUnavailable as error:
+    except (EngineUnavailable, CollectorError) as error:
         log.critical("%s", error)
-        tell(f"no engine can be used: {error}")
+        tell(f"no engine can be used: {error}" if isinstance(error, EngineUnavailable) else str(error))
     except BaseException as error:
         log.critical("the daemon failed", exc_info=True)
         tell(f"the daemon failed: {error!r}; see {runtime.log}")
@@ -170,6 +197,7 @@ def _umount(arguments: argparse.Namespace) -> int:
     runtime = Runtime(path)
     entry = mountpoint.mounted(path)
     ours = entry is not None and entry.type == mountpoint.TYPE
+    _end_connection_of_dead(runtime)
     if not ours and not runtime.pins.exists():
         raise _Failure(f"{path}: no cgstatfs is mounted there")
     if ours:
@@ -182,7 +210,7 @@ def _umount(arguments: argparse.Namespace) -> int:
     if not runtime.lock(timeout=0 if arguments.lazy else 10):
         if arguments.lazy:
             return 0
-        raise _Failure(f"{path}: unmounted, but its daemon has not ended; see {runtime.log}")
+        raise _Failure(_why_locked(runtime))
     runtime.clean()
     return 0
 
@@ -278,6 +306,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except EngineUnavailable as error:
         return _fail(f"no engine can be used: {error}")
+    except CollectorError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read what we print has had enough; nothing more is to be said or flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _fail(_say(error))
     except KeyboardInterrupt:

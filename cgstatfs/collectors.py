@@ -8,8 +8,6 @@ its entry.
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import struct
 import sys
@@ -23,8 +21,6 @@ from .engines.base import Lookup
 from .valuetype import ValueType
 
 __all__ = ("Collector", "CollectorError", "StatsMap", "check_file_name", "load")
-
-log = logging.getLogger(__name__)
 
 _LIFE_CYCLE = ("release", "mkdir")
 _POPULATE = "populate"
@@ -68,12 +64,10 @@ class Collector:
         directory.mkdir(parents=True)
         for kind in ("maps", "programs", "links"):
             (directory / kind).mkdir()
-        for name, map_ in self.object.maps.items():
-            # bpffs reserves names with dots.
-            if name == _CONFIG:
-                name = "config"
-            if not name.startswith("."):
-                libbpf.pin(map_.fd, directory / "maps" / name)
+        for name in _stats_map_parts(self.object):
+            libbpf.pin(self.object.maps[name].fd, directory / "maps" / name)
+        # bpffs reserves names with dots.
+        libbpf.pin(self.object.maps[_CONFIG].fd, directory / "maps" / "config")
         for name, link in self.links.items():
             libbpf.pin(self.object.programs[name].fd, directory / "programs" / name)
             libbpf.pin(link.fd, directory / "links" / name)
@@ -111,6 +105,11 @@ def _prefixes(obj: libbpf.Object) -> Iterator[str]:
     for name in obj.maps:
         if name.endswith(_ENTRIES) and f"{name.removesuffix(_ENTRIES)}_pairs" in obj.maps:
             yield name.removesuffix(_ENTRIES)
+
+
+def _stats_map_parts(obj: libbpf.Object) -> list[str]:
+    """The BPF maps that stats maps consist of; others are the collector's own."""
+    return [f"{p}_{part}" for p in _prefixes(obj) for part in ("entries", "pairs", "lists", "ctl")]
 
 
 def _engine_programs(prefix: str, engine: type[Engine] | Engine) -> set[str]:
@@ -221,9 +220,8 @@ def load(path: Path, engine: Engine, root_id: int) -> Collector:
         _configure(obj, engine, prefixes)
         obj.load()
         described = {prefix: _describe(obj, prefix, path) for prefix in prefixes}
-        for map_ in obj.maps.values():
-            if not map_.name.startswith("."):
-                map_.freeze()
+        for name in _stats_map_parts(obj):
+            obj.maps[name].freeze()
         links = _attach(obj, engine, prefixes, root_id)
     except (OSError, CollectorError) as error:
         if obj:

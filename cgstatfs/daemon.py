@@ -29,6 +29,9 @@ __all__ = ("SHIPPED", "Settings", "run")
 
 log = logging.getLogger(__name__)
 
+# For those whose requests are under way when the daemon is told to stop.
+_GRACE_SECONDS = 2.0
+
 SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
 
 
@@ -53,13 +56,17 @@ def _load_collectors(
     for name in SHIPPED:
         try:
             collector = collectors.load(object_path(name), engine, root_id)
+            stack.callback(collector.close)
+            collector.pin(pins / name)
         except (OSError, collectors.CollectorError) as error:
             log.error("collector %s is not available: %s", name, error)
             state.failed[name] = str(error)
             continue
-        stack.callback(collector.close)
-        collector.pin(pins / name)
         maps.extend(collector.maps)
+    if not maps:
+        raise collectors.CollectorError(
+            "no collector can be used: " + "; ".join(state.failed.values())
+        )
     return maps
 
 
@@ -72,7 +79,8 @@ def _find_root(settings: Settings) -> tuple[Path, Path]:
     """The mount of cgroup v2, and the directory of the cgroup to show."""
     cgroupfs = find_cgroup2()
     root = cgroupfs / settings.root.strip("/")
-    if not root.is_dir():
+    inside = root.is_dir() and ".." not in root.parts
+    if not inside or root.stat().st_dev != cgroupfs.stat().st_dev:
         raise FileNotFoundError(errno.ENOENT, "no such cgroup; see --root", str(root))
     return cgroupfs, root
 
@@ -116,23 +124,36 @@ async def _serve_requests() -> None:
                 raise
 
 
-async def _wait_for_signal(cancel: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("stopping on %s", signal.Signals(number).name)
-            cancel.cancel()
+async def _stop_on_signal(mount_point: Path, connection: int, ended: trio.Event) -> None:
+    """Unmount, go on serving those who are in the middle of something, then end it.
+
+    Nothing here may end the loop while requests are unanswered: the thread that invalidates
+    names may wait for them, and the loop would wait for the thread.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        await anext(signals)
+    await trio.to_thread.run_sync(_unmount_if_mounted, mount_point)
+    with trio.move_on_after(_GRACE_SECONDS):
+        await ended.wait()
+    await trio.to_thread.run_sync(mountpoint.abort, connection)
 
 
 async def _serve(
-    events: CgroupEvents, attributes: Attributes, invalidator: Invalidator, ready: Callable[[], None]
+    state: State,
+    events: CgroupEvents,
+    attributes: Attributes,
+    invalidator: Invalidator,
+    ready: Callable[[State], None],
 ) -> None:
+    ended = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_wait_for_signal, nursery.cancel_scope)
+        nursery.start_soon(_stop_on_signal, Path(state.mount_point), state.connection, ended)
         nursery.start_soon(_keep_running, _follow, events.fd, events.drain)
         nursery.start_soon(_keep_running, _follow, attributes.fd, attributes.drain)
         nursery.start_soon(_keep_running, invalidator.run)
-        ready()
+        ready(state)
         await _serve_requests()
+        ended.set()
         nursery.cancel_scope.cancel()
 
 
@@ -155,7 +176,8 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     engine, reason = choose(settings.engine)
     with ExitStack() as stack:
         stack.callback(runtime.clean)
-        state = State(os.getpid(), str(settings.mount_point), engine.name, reason)
+        state = State(os.getpid(), str(settings.mount_point), engine.name, reason, 0)
+        runtime.make_pins()
         hierarchy = Hierarchy(root)
         events = CgroupEvents(hierarchy)
         stack.callback(events.close)
@@ -168,11 +190,12 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         file_system = FileSystem(hierarchy, attributes, events.drain)
         for stats_map in maps:
             file_system.add_file(stats_map.file.encode(), _file_reader(stats_map))
-        runtime.write_state(state)
         device = mountpoint.open_device()
         # From here on libfuse closes the descriptor.
         pyfuse3.init(file_system, f"/dev/fd/{device}", set())
         stack.callback(pyfuse3.close, unmount=False)
         mountpoint.mount(device, settings.mount_point)
         stack.callback(_unmount_if_mounted, settings.mount_point)
-        trio.run(_serve, events, attributes, invalidator, lambda: ready(state))
+        state.connection = mountpoint.connection(settings.mount_point) or 0
+        runtime.write_state(state)
+        trio.run(_serve, state, events, attributes, invalidator, ready)

@@ -36,6 +36,7 @@ class CgroupEvents:
         self._hierarchy = hierarchy
         self._object = libbpf.Object(object_path("cgroup_events"))
         self._links: list[libbpf.Link] = []
+        self._failed: Exception | None = None
         try:
             self._object.load()
             self._ring = libbpf.RingBuffer(self._object.maps["events"].fd, self._receive)
@@ -58,21 +59,32 @@ class CgroupEvents:
         return self._ring.fd
 
     def _receive(self, record: bytes) -> None:
-        id, parent, what, name = _EVENT.unpack_from(record)
-        if what == _CREATED:
-            self._hierarchy.create(id, parent, name.partition(b"\0")[0])
-        else:
-            self._hierarchy.remove(id)
+        # An exception cannot pass through libbpf; drain() raises it.
+        try:
+            id, parent, what, name = _EVENT.unpack_from(record)
+            if what == _CREATED:
+                self._hierarchy.create(id, parent, name.partition(b"\0")[0])
+            else:
+                self._hierarchy.remove(id)
+        except Exception as error:
+            self._failed = error
 
     def drain(self) -> None:
         """Apply every event that has happened."""
         self._ring.consume()
         # Cannot end in a loop of its own making: a scan causes no events.
         while self._dropped[0] != self._dropped_seen:
-            dropped, self._dropped_seen = self._dropped[0] - self._dropped_seen, self._dropped[0]
-            log.warning("%d cgroup events found the buffer full; reading cgroupfs anew", dropped)
+            dropped = self._dropped[0]
+            log.warning(
+                "%d cgroup events found the buffer full; reading cgroupfs anew",
+                dropped - self._dropped_seen,
+            )
             self._hierarchy.scan()
+            self._dropped_seen = dropped
             self._ring.consume()
+        if self._failed:
+            failed, self._failed = self._failed, None
+            raise failed
 
     def _close_object(self) -> None:
         for link in self._links:

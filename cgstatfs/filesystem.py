@@ -23,6 +23,7 @@ import operator
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pyfuse3
@@ -44,6 +45,9 @@ _UNWATCHED = 1.0
 # open().
 _FILE_ATTRIBUTES = 0.01
 
+# Of one user, root excepted: fewer than there are handles for one file.
+_MAX_OPEN = 4096
+
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 # From a cgroup id to the text. Raises OSError: ENOENT if the cgroup is gone.
@@ -64,11 +68,12 @@ class _File:
 class _OpenFile:
     """An open file. *snapshot* is the text that its last read at offset 0 gave."""
 
-    __slots__ = ("cgroup", "file", "snapshot")
+    __slots__ = ("cgroup", "file", "user", "snapshot")
 
-    def __init__(self, cgroup: Cgroup, file: _File) -> None:
+    def __init__(self, cgroup: Cgroup, file: _File, user: int) -> None:
         self.cgroup = cgroup
         self.file = file
+        self.user = user
         self.snapshot = b""
 
 
@@ -111,6 +116,7 @@ class FileSystem(pyfuse3.Operations):
         self._files: dict[bytes, _File] = {}
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
+        self._open_of_user: Counter[int] = Counter()
         self._serial = 0
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
@@ -169,6 +175,8 @@ class FileSystem(pyfuse3.Operations):
             try:
                 return self._attributes.get(cgroup)
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise FUSEError(errno.ENAMETOOLONG) from None
                 if error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
         if cgroup.stat is None:
@@ -270,7 +278,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def opendir(self, node: int, ctx: RequestContext) -> int:
-        self._cgroup(node)
+        cgroup = self._cgroup(node)
+        if not cgroup.alive:
+            raise self._gone(cgroup)
         return node
 
     @_guarded
@@ -329,8 +339,11 @@ class FileSystem(pyfuse3.Operations):
             raise self._gone(cgroup)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
+        if ctx.uid and self._open_of_user[ctx.uid] >= _MAX_OPEN:
+            raise FUSEError(errno.EMFILE)
         handle = self._new_handle(cgroup, file)
-        self._open[handle] = _OpenFile(cgroup, file)
+        self._open[handle] = _OpenFile(cgroup, file, ctx.uid)
+        self._open_of_user[ctx.uid] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     def _new_handle(self, cgroup: Cgroup, file: _File) -> int:
@@ -357,7 +370,10 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def release(self, handle: int) -> None:
-        self._open.pop(handle, None)
+        user = self._open.pop(handle).user
+        self._open_of_user[user] -= 1
+        if not self._open_of_user[user]:
+            del self._open_of_user[user]
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -147,6 +147,8 @@ class Hierarchy:
         if parent is None or id in self.by_id:
             return
         stale = parent.children.get(name)
+        if stale and stale.id > id:
+            return  # A scan has found its successor; ids only grow.
         if stale:
             self.remove(stale.id)
         cgroup = self.by_id[id] = parent.children[name] = Cgroup(id, parent, name)
@@ -196,6 +198,7 @@ class Hierarchy:
                     if entry.is_dir(follow_symlinks=False)
                 }
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENODEV):
+            # Removed meanwhile, or so deep that no path leads there.
+            if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENAMETOOLONG):
                 return {}
             raise

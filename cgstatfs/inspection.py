@@ -170,7 +170,8 @@ def list_maps() -> None:
         state = runtime.read_state()
         if state is None:
             continue
-        print(f"{state.mount_point}: engine {state.engine}")
+        dead = "" if os.path.exists(f"/proc/{state.pid}") else "; its daemon has ended"
+        print(f"{state.mount_point}: engine {state.engine}{dead}")
         for directory in sorted(runtime.pins.iterdir()) if runtime.pins.is_dir() else ():
             print(f"  collector {directory.name}")
             _list_collector(directory)

@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-BPF_NOEXIST = 1
 BPF_TRACE_ITER = 28
 CGROUP_ITER_SELF_ONLY = 1
 CGROUP_ITER_DESCENDANTS_PRE = 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .hierarchy import Mount, mounts
 
-__all__ = ("TYPE", "check_usable", "mount", "mounted", "open_device", "unmount")
+__all__ = ("TYPE", "abort", "check_usable", "connection", "mount", "mounted", "open_device", "unmount")
 
 TYPE = b"fuse.cgstatfs"
 
@@ -84,6 +84,30 @@ def mount(device: int, path: Path) -> None:
         ),
         path,
     )
+
+
+def connection(path: Path) -> int | None:
+    """The number under which fusectl knows what is mounted on *path*."""
+    entry = mounted(path)
+    return int(entry.device.partition(b":")[2]) if entry and entry.type == TYPE else None
+
+
+def abort(number: int) -> None:
+    """End a connection whose daemon does not answer: who waits for it gets an error.
+
+    Unmounting alone does not: a killed daemon's thread may itself wait, in the kernel, for
+    somebody who waits for the daemon, and so keep the connection open.
+
+    :param number: from :func:`connection`; one that is gone is ignored
+    """
+    control = Path("/sys/fs/fuse/connections")
+    if not any(m.point == os.fsencode(control) for m in mounts()):
+        _check(_libc.mount(b"fusectl", os.fsencode(control), b"fusectl", ctypes.c_ulong(0), None),
+               control)  # fmt: skip
+    try:
+        (control / str(number) / "abort").write_text("1")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
 
 
 def unmount(path: Path, lazy: bool = False) -> None:

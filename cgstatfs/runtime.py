@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -46,7 +47,7 @@ def _escape(path: Path) -> str:
     text = os.fsencode(path).strip(b"/").decode("latin-1") or "-"
     return re.sub(
         r"[^A-Za-z0-9_/]", lambda m: f"\\x{ord(m[0]):02x}", text
-    ).replace("/", "-")[:200]
+    ).replace("/", "-")
 
 
 @dataclass
@@ -57,6 +58,7 @@ class State:
     mount_point: str
     engine: str
     reason: str
+    connection: int
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -119,6 +121,20 @@ class Runtime:
         new = self._state_path.with_suffix(".new")
         new.write_text(json.dumps(asdict(state)))
         new.rename(self._state_path)
+
+    def make_pins(self) -> None:
+        """Make the directory for the pins, in one that nobody else can write to.
+
+        :raises OSError: ``EPERM``: somebody else made it (bpffs may be writable for all)
+        """
+        _PINS.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(_PINS)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid or status.st_mode & 0o022:
+            raise OSError(
+                errno.EPERM, "is not root's alone; remove it, and mount bpffs with mode=0700",
+                str(_PINS),
+            )  # fmt: skip
+        self.pins.mkdir(mode=0o700)
 
     def clean(self) -> None:
         """Remove pins and state; the lock must be held."""

@@ -37,6 +37,11 @@ BUILD = REPOSITORY / "build"
 SCALE = float(os.environ.get("CGSTATFS_TEST_SCALE", "1"))
 
 
+def times(count: int) -> int:
+    """How often to repeat something."""
+    return max(5, int(count * SCALE))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", help="run the tests of this engine alone")
     parser.addoption("--kernel", help="boot this guest kernel alone: 6.1, 6.12 or newest")
@@ -54,11 +59,14 @@ def _usable_engines(wanted: str | None) -> Iterator[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine_name" in metafunc.fixturenames:
-        wanted = metafunc.config.getoption("--engine")
-        metafunc.parametrize("engine_name", list(_usable_engines(wanted)), scope="session")
+        names = list(_usable_engines(metafunc.config.getoption("--engine")))
+        # What never gets as far as an engine is tested on the one that is chosen.
+        if getattr(metafunc.module, "ONE_ENGINE", False):
+            del names[1:]
+        metafunc.parametrize("engine_name", names, scope="session")
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Wait for something that will come; the time is only for when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

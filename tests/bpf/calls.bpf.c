@@ -18,9 +18,14 @@ enum {
 	OBSERVE = 5,	/* into the histogram */
 };
 
+/* Globals of a collector's own, constant and not. */
+const volatile __u64 call = CALL;
+__u64 calls_seen;
+
+/* As large as a value can be. */
 struct calls {
 	__u64 count;
-	__u64 list[3];
+	__u64 list[119];
 	__u64 observed[8] CGSTAT_LOG2;
 };
 CGSTAT_MAP(calls, struct calls, "test.calls");
@@ -79,8 +84,9 @@ int BPF_PROG(on_call, struct pt_regs *regs, long id)
 	struct cgroup *cgrp;
 	__u64 what, n;
 
-	if (id != PRCTL || PT_REGS_PARM1_CORE_SYSCALL(regs) != CALL)
+	if (id != PRCTL || PT_REGS_PARM1_CORE_SYSCALL(regs) != call)
 		return 0;
+	__sync_fetch_and_add(&calls_seen, 1);
 	cgrp = cgstat_task_cgroup(bpf_get_current_task_btf());
 	what = PT_REGS_PARM2_CORE_SYSCALL(regs);
 	n = PT_REGS_PARM3_CORE_SYSCALL(regs);

@@ -61,11 +61,21 @@ def test_removal_keeps_the_path(hierarchy: Hierarchy) -> None:
 
 
 def test_a_name_made_anew_before_its_removal_was_heard_of(hierarchy: Hierarchy) -> None:
-    hierarchy.create(-1, hierarchy.root.id, b"a")
-    hierarchy.create(-2, hierarchy.root.id, b"a")
-    assert hierarchy.root.children[b"a"].id == -2
-    hierarchy.remove(-1)
-    assert hierarchy.root.children[b"a"].id == -2
+    root = hierarchy.root.id
+    hierarchy.create(1 << 50, root, b"a")
+    hierarchy.create((1 << 50) + 1, root, b"a")
+    assert hierarchy.root.children[b"a"].id == (1 << 50) + 1
+    hierarchy.remove(1 << 50)
+    assert hierarchy.root.children[b"a"].id == (1 << 50) + 1
+
+
+def test_an_event_that_a_scan_is_ahead_of(hierarchy: Hierarchy, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    hierarchy.scan()
+    a = hierarchy.root.children[b"a"]
+    hierarchy.create(a.id - 1, hierarchy.root.id, b"a")
+    hierarchy.remove(a.id - 1)
+    assert hierarchy.root.children[b"a"] is a and a.alive
 
 
 def test_a_scan_finds_what_is_there(hierarchy: Hierarchy, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 
 from cgstatfs import collectors, libbpf
 
-from ..conftest import BUILD, SCALE, Loaded, cgroup_id, dying, make_engine, wait_until
+from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, times, wait_until
 
 FILE = "test.calls"
 ADD, INTERRUPT, RESUME, SPILL, OBSERVE = range(1, 6)
-ROUNDS = int(100_000 * SCALE)
+ROUNDS = times(100_000)
 _CALL = 0x63677374
 _prctl = ctypes.CDLL(None).prctl
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Mounted, cgroup_id, wait_until
+from ..conftest import Mounted, cgroup_id, times, wait_until
+
+ONE_ENGINE = True
 
 
 def directories(path: Path) -> set[bytes]:
@@ -68,7 +70,7 @@ def test_changes_of_attributes_are_followed(mounted: Mounted, tree: Path) -> Non
 
 
 def test_a_new_cgroup_is_there_at_once(mounted: Mounted, tree: Path) -> None:
-    for number in range(200):
+    for number in range(times(200)):
         name = f"n{number}"
         assert not mounted.of(tree / name).exists()
         (tree / name).mkdir()
@@ -77,7 +79,7 @@ def test_a_new_cgroup_is_there_at_once(mounted: Mounted, tree: Path) -> None:
 
 def test_a_removed_cgroup_is_gone_at_once(mounted: Mounted, tree: Path) -> None:
     """Also where the kernel has its name cached."""
-    for number in range(200):
+    for number in range(times(200)):
         directory = tree / f"r{number}"
         directory.mkdir()
         file = mounted.of(directory) / "proc.events"
@@ -89,7 +91,7 @@ def test_a_removed_cgroup_is_gone_at_once(mounted: Mounted, tree: Path) -> None:
 
 def test_a_cgroup_made_anew_is_the_new_one(mounted: Mounted, tree: Path, work: Path) -> None:
     a, b = tree / "a", tree / "a/b"
-    for number in range(50):
+    for number in range(times(50)):
         b.mkdir(parents=True)
         file = mounted.of(b) / "proc.events"
         assert file.read_text().startswith("forks 0\n")
@@ -99,6 +101,37 @@ def test_a_cgroup_made_anew_is_the_new_one(mounted: Mounted, tree: Path, work: P
         b.rmdir()
         if number % 2:
             a.rmdir()
+
+
+def test_a_cgroup_made_anew_lists_as_the_new_one(mounted: Mounted, tree: Path) -> None:
+    a = tree / "a"
+    for number in range(times(100)):
+        (a / f"b{number}").mkdir(parents=True)
+        expected = [f"b{number}", "mm.reclaim", "proc.events", "sched.runqlat"]
+        assert sorted(os.listdir(mounted.of(a))) == expected
+        (a / f"b{number}").rmdir()
+        a.rmdir()
+        if number % 2:
+            with pytest.raises(FileNotFoundError):
+                os.listdir(mounted.of(a))
+
+
+def test_cgroups_deeper_than_a_path_can_say(mounted: Mounted, tree: Path, alive: None) -> None:
+    """They are out of reach, and harm nobody."""
+    descriptors = [os.open(tree, os.O_RDONLY)]
+    name = "d" * 250
+    try:
+        for _ in range(20):
+            os.mkdir(name, dir_fd=descriptors[-1])
+            descriptors.append(os.open(name, os.O_RDONLY, dir_fd=descriptors[-1]))
+        found = subprocess.run(["find", mounted.of(tree), "-name", "proc.events"],
+                               capture_output=True, text=True)  # fmt: skip
+        assert 10 < len(found.stdout.splitlines()) < 20
+    finally:
+        for descriptor in reversed(descriptors[:-1]):
+            os.rmdir(name, dir_fd=descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def test_stat_of_a_removed_cgroup_ends(mounted: Mounted, tree: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Mounted, cgroup_id
+from ..conftest import Mounted, cgroup_id, times
 from ..t2_bpf.test_exactness import FORKS, check_all_ended, fork_in
 
 
@@ -128,7 +128,7 @@ def test_many_readers_at_once(mounted: Mounted, tree: Path, work: Path, alive: N
     wrong: list[bytes] = []
 
     def read() -> None:
-        for _ in range(20):
+        for _ in range(times(20)):
             text = path.read_bytes()
             if forks(text) != 3:
                 wrong.append(text)

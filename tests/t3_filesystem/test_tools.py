@@ -14,6 +14,8 @@ import pytest
 
 from ..conftest import Mounted
 
+ONE_ENGINE = True
+
 # File, collector, and the map's name in the collector's source
 FILES = {
     "mm.reclaim": ("mm_reclaim", "reclaim"),

@@ -203,7 +203,8 @@ def test_a_root_of_ones_own(mountpoint: Path, tree: Path, cgroupfs: Path) -> Non
     (tree / "b").mkdir()
     assert (mountpoint / "b/proc.events").read_text().startswith("forks 0\n")
     assert cgstatfs("umount", mountpoint).returncode == 0
-    assert "no such cgroup" in fails("mount", "--root", "/no/such", mountpoint)
+    for root in ("/no/such", "../../../tmp", "/cgroup.procs"):
+        assert "no such cgroup" in fails("mount", "--root", root, mountpoint)
 
 
 def test_a_cgroup_namespaces_view(
@@ -268,6 +269,36 @@ def test_after_a_kill_it_can_be_mounted_again(mountpoint: Path) -> None:
     time.sleep(0.2)
     assert cgstatfs("umount", mountpoint).returncode == 0
     assert not Runtime(mountpoint).pins.exists()
+
+
+@pytest.fixture
+def busy(mountpoint: Path, tree: Path, cgroupfs: Path, work: Path) -> Iterator[int]:
+    """A mount in which names are looked up and go all the time; the daemon's process id."""
+    pid = mount(mountpoint)
+    mirror = mountpoint / tree.relative_to(cgroupfs)
+    loops = [f"while :; do ls {mirror}/x0 {mirror}/missing; done >/dev/null 2>&1"] * 3
+    loops.append(f"while {work} churn {tree} 20 x; do :; done >/dev/null 2>&1")
+    children = [subprocess.Popen(["sh", "-c", loop]) for loop in loops]
+    time.sleep(1)
+    yield pid
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_a_signal_under_load_unmounts(mountpoint: Path, busy: int) -> None:
+    os.kill(busy, signal.SIGTERM)
+    runtime = Runtime(mountpoint)
+    assert runtime.lock(timeout=60), "the daemon does not end"
+    runtime.unlock_here()
+    assert not runtime.pins.exists()
+
+
+def test_after_a_kill_under_load_it_can_be_mounted_again(mountpoint: Path, busy: int) -> None:
+    os.kill(busy, signal.SIGKILL)
+    time.sleep(0.5)
+    mount(mountpoint)
+    assert (mountpoint / "proc.events").read_text().startswith("forks ")
 
 
 def test_foreground(mountpoint: Path) -> None:
