@@ -11,7 +11,8 @@
  *
  * kswapd is not counted: nobody waits for it. The cgroup is that of the task
  * that stalled, which need not be the one whose limit was hit: memory.stat
- * counts pgsteal by the owner of the pages.
+ * counts pgsteal by the owner of the pages. Before 6.5 pages includes slab
+ * pages that were freed on the way, and pgsteal does not.
  *
  * Needs 6.1 or later with CONFIG_MEMCG. Costs nothing until memory is short;
  * then two hash operations and an update per reclaim, beside the microseconds

@@ -144,12 +144,14 @@ def check_reclaim(loaded: Loaded, tree: Path, act: Callable[[Path], None]) -> No
     assert count > 0 and pages > 0 and stalled > 0
     assert reclaims(loaded, tree) == (count, pages, stalled)
     assert reclaims(loaded, sibling) == (0, 0, 0)
-    # pgsteal is by the owner of the pages, mm.reclaim by the task that stalled. Here both are
-    # the same, but for what nobody stalls for: kswapd, and what a charge frees beyond asking.
+    # pgsteal is by the owner of the pages, mm.reclaim by the task that stalled; here both are
+    # the same. But work of the kernel's own (memory.high's) steals pages without a task that
+    # stalls, and before 6.5 a reclaim counts the slab pages that it freed, which pgsteal never
+    # does: a tenth of the pages, as seen on 6.1.
     stolen = memory_stat(a, "pgsteal_direct") + proactive(a)
     missed = sum(loaded.misses("mm.reclaim").values())
-    assert pages <= stolen
-    assert missed or pages >= stolen * 0.9
+    assert pages <= stolen * 1.25
+    assert missed or pages >= stolen * 0.8
 
 
 def proactive(cgroup: Path) -> int:
