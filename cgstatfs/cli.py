@@ -207,7 +207,7 @@ def _umount(arguments: argparse.Namespace) -> int:
             if error.errno != errno.EBUSY:
                 raise
             raise _Failure(f"{path}: in use; --lazy unmounts it when it no longer is") from None
-    if not runtime.lock(timeout=0 if arguments.lazy else 10):
+    if not runtime.lock(timeout=0 if arguments.lazy else 30):
         if arguments.lazy:
             return 0
         raise _Failure(_why_locked(runtime))

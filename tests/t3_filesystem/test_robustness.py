@@ -69,7 +69,7 @@ def test_readers_killed_at_any_moment(
         time.sleep(rng.random() / 500)
         reader.kill()
         reader.wait()
-        wait_until(lambda: idle(mounted.pid), "the daemon to come to rest", seconds=30)
+        wait_until(lambda: idle(mounted.pid), "the daemon to come to rest", seconds=120)
 
 
 def test_a_reader_killed_while_the_daemon_is_stopped(

@@ -177,7 +177,7 @@ def test_watch(held: dict[Path, bytes]) -> None:
     try:
         seen = b""
         while wanted not in seen:
-            assert select.select([terminal], [], [], 60)[0], seen
+            assert select.select([terminal], [], [], 600)[0], seen
             seen += os.read(terminal, 4096)
     finally:
         watch.kill()

@@ -29,7 +29,7 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     yield path
     cgstatfs("umount", "--lazy", path)
     runtime = Runtime(path)
-    assert runtime.lock(timeout=20), "the daemon lives on"
+    assert runtime.lock(timeout=120), "the daemon lives on"
     runtime.clean()
     runtime.unlock_here()
 
@@ -191,7 +191,7 @@ def test_busy_and_lazy(mountpoint: Path) -> None:
         file.seek(0)
         assert file.read().startswith(b"forks ")
     runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=20), "the daemon does not end when the last file is closed"
+    assert runtime.lock(timeout=120), "the daemon does not end when the last file is closed"
     runtime.unlock_here()
 
 
@@ -250,7 +250,7 @@ def test_a_signal_unmounts(mountpoint: Path, number: signal.Signals) -> None:
     pid = mount(mountpoint)
     os.kill(pid, number)
     runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=20)
+    assert runtime.lock(timeout=120)
     runtime.unlock_here()
     assert os.listdir(mountpoint) == []
     assert not runtime.pins.exists()
@@ -289,7 +289,7 @@ def busy(mountpoint: Path, tree: Path, cgroupfs: Path, work: Path) -> Iterator[i
 def test_a_signal_under_load_unmounts(mountpoint: Path, busy: int) -> None:
     os.kill(busy, signal.SIGTERM)
     runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=60), "the daemon does not end"
+    assert runtime.lock(timeout=120), "the daemon does not end"
     runtime.unlock_here()
     assert not runtime.pins.exists()
 
@@ -309,7 +309,7 @@ def test_foreground(mountpoint: Path) -> None:
     assert "mounted, engine" in process.stdout.readline()
     assert (mountpoint / "proc.events").read_text()
     assert cgstatfs("umount", mountpoint).returncode == 0
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
 
 
 @pytest.fixture
