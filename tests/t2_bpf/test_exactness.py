@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Loaded, cgroup_id, dying, wait_until
+from ..conftest import Loaded, cgroup_id, dying, times, wait_until
 
 FORKS = 300
-SHORT_LIVED = 2000
+SHORT_LIVED = max(400, times(2000))
 EVENTS = "proc.events"
 
 
