@@ -171,6 +171,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     :param ready: called when requests are about to be served
     :raises OSError: something that is needed is missing; nothing is left behind
     :raises EngineUnavailable: the engine, or any engine
+    :raises CollectorError: no collector can be used
     """
     cgroupfs, root = _find_root(settings)
     engine, reason = choose(settings.engine)

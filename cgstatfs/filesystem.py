@@ -94,7 +94,6 @@ def _guarded(handler: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
     return guarded
 
 
-
 class FileSystem(pyfuse3.Operations):
     """Request handlers.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .hierarchy import Mount, mounts
 
-__all__ = ("TYPE", "abort", "check_usable", "connection", "mount", "mounted", "open_device", "unmount")
+__all__ = ("TYPE", "abort", "check_usable", "connection", "ensure_mounted", "mount", "mounted", "open_device", "unmount")
 
 TYPE = b"fuse.cgstatfs"
 
@@ -86,6 +86,16 @@ def mount(device: int, path: Path) -> None:
     )
 
 
+def ensure_mounted(path: Path, kind: bytes, options: bytes | None = None) -> None:
+    """Mount a file system of the kernel's where everybody expects it, unless it is there.
+
+    :raises OSError: it cannot be mounted
+    """
+    if any(m.point == os.fsencode(path) and m.type == kind for m in mounts()):
+        return
+    _check(_libc.mount(kind, os.fsencode(path), kind, ctypes.c_ulong(0), options), path)
+
+
 def connection(path: Path) -> int | None:
     """The number under which fusectl knows what is mounted on *path*."""
     entry = mounted(path)
@@ -101,9 +111,7 @@ def abort(number: int) -> None:
     :param number: from :func:`connection`; one that is gone is ignored
     """
     control = Path("/sys/fs/fuse/connections")
-    if not any(m.point == os.fsencode(control) for m in mounts()):
-        _check(_libc.mount(b"fusectl", os.fsencode(control), b"fusectl", ctypes.c_ulong(0), None),
-               control)  # fmt: skip
+    ensure_mounted(control, b"fusectl")
     try:
         (control / str(number) / "abort").write_text("1")
     except (FileNotFoundError, NotADirectoryError):

@@ -7,7 +7,6 @@ the daemon lives; what is found without its lock being held is stale.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import json
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .hierarchy import mounts
+from .mountpoint import ensure_mounted
 
 __all__ = ("RUN", "Runtime", "State", "mount_bpffs")
 
@@ -34,12 +33,7 @@ def mount_bpffs() -> None:
 
     :raises OSError: it cannot be mounted
     """
-    if any(m.point == os.fsencode(_BPFFS) and m.type == b"bpf" for m in mounts()):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"bpf", os.fsencode(_BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700") < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"bpffs cannot be mounted: {os.strerror(number)}", str(_BPFFS))
+    ensure_mounted(_BPFFS, b"bpf", b"mode=0700")
 
 
 def _escape(path: Path) -> str:
