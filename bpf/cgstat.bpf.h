@@ -95,8 +95,8 @@ struct cgstat_entry {
 	struct cgstat_link link;	/* of the spill array */
 };
 
-/* Looked for by notes in state LISTING, see cgstat_set_aside(). */
-#define CGSTAT_ASIDE 4
+/* Notes that a list has room for, see cgstat_set_aside(). */
+#define CGSTAT_ASIDE 6
 
 /*
  * standalone: the arrays that were listed on one cpu, as cgroup ids. Of the
@@ -106,7 +106,6 @@ struct cgstat_list {
 	__u64 pairs;
 	__u64 spills;
 	__u64 aside[CGSTAT_ASIDE];
-	__u64 pad[2];
 };
 
 /* Per stats map: the flusher's state (standalone), and what went wrong. */
@@ -258,7 +257,7 @@ static __always_inline __u32 cgstat_log2_bucket(__u64 value, __u32 n)
 static __always_inline struct cgstat_entry *
 cgstat_make_entry(struct cgstat_map map, struct cgroup *cgrp)
 {
-	__u64 id = cgstat_id(cgrp), parent_id = id;
+	__u64 id = cgstat_ancestor_id(cgrp), parent_id = id;
 	struct cgroup *parent = cgstat_parent(cgrp);
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
 	struct cgstat_entry *entry;
@@ -330,26 +329,34 @@ static __always_inline void cgstat_count_lost(struct cgstat_map map)
  * The way for what cgstat_find_values() did not find: make the entry, and if
  * that cannot be, count to the nearest ancestor that has one. The totals of
  * the ancestors stay exact.
+ *
+ * What prevented it may be that an ancestor has no entry, because there was no
+ * memory or no room when it was made, or because it is outside of the cgroup
+ * namespace that the map was loaded in. No update may ever name that ancestor
+ * itself. So make the entry of the topmost that has none: each update mends a
+ * level.
  */
 static __always_inline __u64 *
 cgstat_make_values(struct cgstat_map map, struct cgstat_ctl *ctl,
 		   struct cgroup *cgrp, struct cgstat_where *where)
 {
-	__u64 *values;
+	struct cgroup *below = NULL;
+	__u64 *values = NULL;
 	int i;
 
 	cgstat_make_entry(map, cgrp);
 	for (i = 0; i < CGSTAT_MAX_CLIMB && cgrp; i++) {
 		values = cgstat_find_values(map, ctl, cgstat_ancestor_id(cgrp), where);
-		if (values) {
-			if (i)
-				__sync_fetch_and_add(&ctl->displaced, 1);
-			return values;
-		}
+		if (values)
+			break;
+		below = cgrp;
 		cgrp = cgstat_parent(cgrp);
 	}
-	__sync_fetch_and_add(&ctl->lost, 1);
-	return NULL;
+	if (below) {
+		cgstat_make_entry(map, below);
+		__sync_fetch_and_add(values ? &ctl->displaced : &ctl->lost, 1);
+	}
+	return values;
 }
 
 /*
@@ -422,7 +429,9 @@ static __always_inline bool cgstat_push(__u64 *head, __u64 *next, __u64 id)
  * standalone: the update that we interrupted is about to list this array but
  * may not have. Leave a note for the flush, which then takes the values
  * without a look at the link. Where all notes are taken nothing is lost: the
- * interrupted update lists the array when it goes on.
+ * interrupted update lists the array when it goes on. Until then a lookup
+ * misses this one. Where programs cannot be preempted no more than three
+ * arrays are about to be listed on a cpu, so that does not happen.
  */
 static __always_inline void cgstat_set_aside(struct cgstat_list *list, __u64 id)
 {
@@ -443,7 +452,7 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 	struct cgstat_link *link = where->link;
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cgstat_list *list;
-	__u64 flushes;
+	__u64 flushes, state;
 	bool listed;
 
 	list = bpf_map_lookup_elem(map.lists, &cpu);
@@ -458,7 +467,9 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 		cgstat_cmpxchg(link->state, flushes | CGSTAT_LISTING,
 			       flushes | (listed ? CGSTAT_LISTED : CGSTAT_UNLISTED));
 	}
-	if (cgstat_state(link) != CGSTAT_LISTED)
+	/* A flush that came since we read their number takes what we added. */
+	state = cgstat_read(link->state);
+	if (state == (flushes | CGSTAT_LISTING) || state == (flushes | CGSTAT_UNLISTED))
 		cgstat_set_aside(list, where->id);
 }
 

@@ -40,8 +40,9 @@ struct task_key {
 };
 
 /*
- * Since when a task reclaims. Made in advance: memory is short here. What the
- * end of a reclaim was skipped for is evicted in time.
+ * Since when a task reclaims. Made in advance: memory is short here. Where the
+ * end of a reclaim was skipped, its element is evicted in time. So may be that
+ * of a reclaim under way, if thousands are: it is then shown as lost.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -56,8 +57,8 @@ static __always_inline int begin(void)
 	struct task_key key = { .pid = task->pid, .start_time = task->start_time };
 	__u64 now = bpf_ktime_get_ns();
 
-	if (bpf_map_update_elem(&reclaiming, &key, &now, BPF_ANY))
-		cgstat_lost(reclaim);
+	/* Where that fails, the end of the reclaim counts it as lost. */
+	bpf_map_update_elem(&reclaiming, &key, &now, BPF_ANY);
 	return 0;
 }
 
@@ -68,8 +69,11 @@ static __always_inline int end(__u64 pages)
 	__u64 *since, delta;
 
 	since = bpf_map_lookup_elem(&reclaiming, &key);
-	if (!since)
+	if (!since) {
+		/* Or it began before we were attached, or its begin was skipped. */
+		cgstat_lost(reclaim);
 		return 0;
+	}
 	delta = bpf_ktime_get_ns() - *since;
 	bpf_map_delete_elem(&reclaiming, &key);
 	cgstat_update(reclaim, cgstat_task_cgroup(task), v) {

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -40,6 +41,13 @@ SCALE = float(os.environ.get("CGSTATFS_TEST_SCALE", "1"))
 def times(count: int) -> int:
     """How often to repeat something."""
     return max(5, int(count * SCALE))
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip what cannot run here. What the guests are there for has to run in them."""
+    if os.environ.get("CGSTATFS_TEST_GUEST"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,7 +89,7 @@ def work() -> Path:
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True
+            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source], check=True
         )
     return program
 
@@ -173,6 +181,23 @@ class Loaded:
         size = libbpf.map_info(fd).key_size
         return {int.from_bytes(k[:8], sys.byteorder) for k in libbpf.map_keys(fd, size)}
 
+    def entries_below(self, file: str, cgroup: Path) -> set[int]:
+        """The cgroups at and below one that have an entry, as the entries say themselves."""
+        fd = self.fd(file, "entries")
+        size = libbpf.map_info(fd).value_size
+        parents = {}
+        for key in libbpf.map_keys(fd, 8):
+            # struct cgstat_entry begins with the parent's id.
+            entry = libbpf.map_lookup(fd, key, size)
+            if entry:
+                parents[int.from_bytes(key, sys.byteorder)] = int.from_bytes(entry[:8], sys.byteorder)
+        below = {cgroup_id(cgroup)}
+        # Ids only grow, so parents come first.
+        for id in sorted(parents):
+            if parents[id] in below:
+                below.add(id)
+        return below & parents.keys()
+
     def misses(self, file: str) -> dict[str, int]:
         collector, _ = self._map_of[file]
         return {
@@ -198,6 +223,14 @@ def loaded(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
 
 
 # A mount
+
+
+def wait_for_exits(read: Callable[[], bytes], count: int) -> None:
+    """Wait until *proc.events* has so many exits.
+
+    A task that was waited for may still have to be switched away from, which counts.
+    """
+    wait_until(lambda: b"\nexits %d\n" % count in read(), f"{count} exits")
 
 
 def cgstatfs(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:

@@ -8,10 +8,14 @@
  *	work pingpong DIRECTORY N NAME	join, take NAME as comm, stop; then N rounds
  *					of two tasks that wake each other, stop
  *	work touch DIRECTORY BYTES	join, touch so much memory once
+ *	work touch_in_thread DIRECTORY BYTES
+ *					the same in a thread, the main one having ended
  *	work write DIRECTORY FILE TEXT	join, write TEXT to FILE
- *	work read DIRECTORY FILE	open, read and close FILE until killed
+ *	work read DIRECTORY FILE	open, read and close FILE until killed; print a
+ *					byte after the first time
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,16 +125,33 @@ static void touch(size_t bytes)
 	memset(memory, 1, bytes);
 }
 
+static void *touch_and_exit(void *bytes)
+{
+	touch((size_t)bytes);
+	exit(0);
+}
+
+static void touch_in_thread(size_t bytes)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, touch_and_exit, (void *)bytes))
+		die("pthread_create");
+	pthread_exit(NULL);
+}
+
 static void read_forever(const char *path)
 {
 	char buffer[4096];
 
-	for (;;) {
+	for (long i = 0;; i++) {
 		int fd = open(path, O_RDONLY);
 
 		if (fd < 0 || read(fd, buffer, sizeof(buffer)) < 0)
 			die(path);
 		close(fd);
+		if (!i && write(STDOUT_FILENO, buffer, 1) != 1)
+			die("stdout");
 	}
 }
 
@@ -152,6 +173,8 @@ int main(int argc, char **argv)
 		pingpong(atol(argv[3]), argv[4]);
 	else if (!strcmp(argv[1], "touch"))
 		touch(atol(argv[3]));
+	else if (!strcmp(argv[1], "touch_in_thread"))
+		touch_in_thread(atol(argv[3]));
 	else if (!strcmp(argv[1], "write"))
 		write_file(argv[3], argv[4]);
 	else

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Loaded, wait_until
+from ..conftest import Loaded, remove_tree, skip, wait_until
 
 PINGPONGS = 2000
 MIB = 1 << 20
@@ -62,10 +62,11 @@ def test_runqlat_counts_what_bpftrace_counts(
             lambda: waits(loaded, tree) - before > PINGPONGS and process_state(worker.pid) == "T",
             "the worker to end its rounds",
         )
-        counted = waits(loaded, tree) - before
     finally:
         tracer.send_signal(signal.SIGINT)
         output = tracer.communicate()[0]
+        # After the tracer: a task that ended its rounds may have been switched to once more.
+        counted = waits(loaded, tree) - before
         worker.send_signal(signal.SIGCONT)
         assert worker.wait() == 0
     switches = int(re.search(r"@switches: (\d+)", output)[1])
@@ -115,14 +116,20 @@ def test_threads_are_forks_and_one_migration(loaded: Loaded, tree: Path) -> None
 
 
 @pytest.fixture
-def memory_tree(cgroupfs: Path, tree: Path) -> Path:
+def memory_tree(cgroupfs: Path, tree: Path) -> Iterator[Path]:
     if "memory" not in (cgroupfs / "cgroup.controllers").read_text().split():
-        pytest.skip("cgroup v2 has no memory controller here (v1 has it)")
+        skip("cgroup v2 has no memory controller here (v1 has it)")
+    had_it = "memory" in (cgroupfs / "cgroup.subtree_control").read_text().split()
     for directory in (cgroupfs, tree):
         (directory / "cgroup.subtree_control").write_text("+memory")
     for name in ("a", "sibling"):
         (tree / name).mkdir()
-    return tree
+    yield tree
+    if not had_it:
+        for name in ("a", "sibling"):
+            remove_tree(tree / name)
+        for directory in (tree, cgroupfs):
+            (directory / "cgroup.subtree_control").write_text("-memory")
 
 
 def memory_stat(cgroup: Path, key: str) -> int:
@@ -163,11 +170,10 @@ def proactive(cgroup: Path) -> int:
 
 
 @pytest.fixture
-def scratch() -> Iterator[Path]:
+def scratch(tmp_path: Path) -> Iterator[Path]:
     """A file on a file system with a cache that can be dropped: not tmpfs."""
-    directory = Path("/run/cgstat-scratch")
+    directory, image = tmp_path / "mounted", tmp_path / "image"
     directory.mkdir()
-    image = Path("/run/cgstat-scratch.img")
     with open(image, "wb") as file:
         file.truncate(96 * MIB)
     subprocess.run(["mke2fs", "-q", "-F", image], check=True)
@@ -175,8 +181,6 @@ def scratch() -> Iterator[Path]:
     subprocess.run(["mount", "-o", "loop", image, directory], check=True)
     yield directory / "file"
     subprocess.run(["umount", directory], check=True)
-    directory.rmdir()
-    image.unlink()
 
 
 @pytest.mark.parametrize("limit", ["memory.high", "memory.reclaim"])
@@ -199,17 +203,33 @@ def test_memcg_reclaim(
     check_reclaim(loaded, memory_tree, act)
 
 
-def test_oom_kills(loaded: Loaded, memory_tree: Path, work: Path) -> None:
-    a = memory_tree / "a"
-    (a / "memory.max").write_text(str(16 * MIB))
+def oom(work: Path, cgroup: Path, how: str) -> None:
+    """Have the OOM killer kill one process in a cgroup."""
+    (cgroup / "memory.max").write_text(str(16 * MIB))
     try:
-        (a / "memory.swap.max").write_text("0")
+        (cgroup / "memory.swap.max").write_text("0")
     except FileNotFoundError:
         pass  # without CONFIG_SWAP there is nothing to turn off
-    worker = subprocess.run([work, "touch", a, str(64 * MIB)])
+    worker = subprocess.run([work, how, cgroup, str(64 * MIB)])
     assert worker.returncode == -signal.SIGKILL
-    events = dict(line.split() for line in (a / "memory.events").read_text().splitlines())
+    events = dict(line.split() for line in (cgroup / "memory.events").read_text().splitlines())
     assert events["oom_kill"] == "1"
+
+
+def test_oom_kills(loaded: Loaded, memory_tree: Path, work: Path) -> None:
+    a = memory_tree / "a"
+    oom(work, a, "touch")
     wait_until(lambda: loaded.one("proc.events", a, "oom_kills") == 1, "the victim to be counted")
     assert loaded.one("proc.events", memory_tree, "oom_kills") == 1
     assert loaded.one("proc.events", memory_tree / "sibling", "oom_kills") == 0
+
+
+def test_a_victim_without_its_leader_is_an_oom_kill(
+    loaded: Loaded, memory_tree: Path, work: Path
+) -> None:
+    """The main thread has ended; another one runs out of memory."""
+    a = memory_tree / "a"
+    oom(work, a, "touch_in_thread")
+    wait_until(lambda: loaded.one("proc.events", a, "oom_kills") == 1, "the victim to be counted")
+    wait_until(lambda: loaded.one("proc.events", a, "exits") == 2, "both threads to be gone")
+    assert loaded.one("proc.events", memory_tree, "oom_kills") == 1

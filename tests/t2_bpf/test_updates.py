@@ -20,6 +20,7 @@ from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, times, wait
 FILE = "test.calls"
 ADD, INTERRUPT, RESUME, SPILL, OBSERVE = range(1, 6)
 ROUNDS = times(100_000)
+CPUS = os.sched_getaffinity(0)
 _CALL = 0x63677374
 _prctl = ctypes.CDLL(None).prctl
 
@@ -75,6 +76,8 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     stop = threading.Event()
     cpus = os.sched_getaffinity(0)
     above = cgroup_id(tree)
+    failed: list[BaseException] = []
+    flushes = 0
     # A lookup of its own, so that two are never in one context.
     collector = calls.collectors[0]
     other = calls.engine.lookup(
@@ -83,9 +86,14 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     )
 
     def flush() -> None:
-        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - cpus or cpus)
-        while not stop.is_set():
-            other(above)
+        nonlocal flushes
+        try:
+            os.sched_setaffinity(0, CPUS - cpus or cpus)
+            while not stop.is_set():
+                other(above)
+                flushes += 1
+        except BaseException as error:
+            failed.append(error)
 
     thread = threading.Thread(target=flush)
     thread.start()
@@ -99,6 +107,8 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     finally:
         stop.set()
         thread.join()
+    assert not failed, failed
+    assert flushes > ROUNDS // 100
     assert count(calls, tree) == 2 * ROUNDS
 
 
@@ -149,7 +159,7 @@ def test_spilled_updates_of_a_cgroup_that_goes(
         directory.rmdir()
     assert count(calls, tree) == 10
     wait_until(
-        lambda: count(calls, tree) == 10 and len(own_ids(calls, tree)) == 1, "the entries to go"
+        lambda: count(calls, tree) == 10 and len(calls.entries_below(FILE, tree)) == 1, "the entries to go"
     )
 
 
@@ -182,11 +192,6 @@ def test_an_update_after_a_release_that_flushed_in_part(
     assert count(calls, tree) == len(others) + 2
 
 
-def own_ids(loaded: Loaded, tree: Path) -> set[int]:
-    """Entries of a test's cgroups: ids only grow."""
-    return {id for id in loaded.ids(FILE, "entries") if id >= cgroup_id(tree)}
-
-
 def test_user_space_cannot_write(calls: Loaded, tree: Path) -> None:
     """Nor root, nor through another descriptor of the map."""
     lib = libbpf.lib
@@ -207,7 +212,11 @@ def test_user_space_cannot_write(calls: Loaded, tree: Path) -> None:
 def test_more_cgroups_than_there_is_room_for(
     engine_name: str, cgroupfs: Path, tree: Path
 ) -> None:
-    """What has no entry counts to the nearest ancestor that has one, and is shown."""
+    """What has no entry counts to the nearest ancestor that has one, and is shown.
+
+    Once there is room it gets one, though an ancestor in which nothing happens has to come
+    first.
+    """
     live = sum(1 for _ in os.walk(cgroupfs))
     if live > 6:
         pytest.skip(f"{live} cgroups are here already, and the map has room for 8")
@@ -229,6 +238,21 @@ def test_more_cgroups_than_there_is_room_for(
         ctl = libbpf.map_lookup(loaded.fd(FILE, "ctl"), bytes(4), 96)
         displaced = int.from_bytes(ctl[24:32], sys.byteorder)
         assert displaced == len(without)
+        leaf = tree / "slice/inner/leaf"
+        leaf.mkdir(parents=True)
+        add_in(leaf)
+        for directory in directories:
+            directory.rmdir()
+        wait_until(lambda: dying(tree) == 0, "the cgroups to be released")
+        assert count(loaded, tree) == len(directories) + 1
+        # Each mends a level, and the third finds the leaf's parent there.
+        for _ in range(3):
+            add_in(leaf)
+        levels = [leaf, leaf.parent, leaf.parent.parent]
+        assert [count(loaded, directory) for directory in levels] == [1, 1, 2]
+        assert count(loaded, tree) == len(directories) + 4
+        add_in(leaf)
+        assert [count(loaded, directory) for directory in levels] == [2, 2, 3]
     finally:
         loaded.collectors[0].close()
 
