@@ -79,6 +79,8 @@ class CgroupEvents:
                 "%d cgroup events found the buffer full; reading cgroupfs anew",
                 dropped - self._dropped_seen,
             )
+            # What precedes the events that were dropped; after the scan it would undo it.
+            self._ring.consume()
             self._hierarchy.scan()
             self._dropped_seen = dropped
             self._ring.consume()

@@ -21,13 +21,13 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 class Mount:
     """A line of ``/proc/self/mountinfo`` (proc(5))."""
 
-    __slots__ = ("device", "root", "point", "type", "source")
+    __slots__ = ("device", "root", "point", "type")
 
     def __init__(self, line: bytes) -> None:
         fields, _, rest = line.partition(b" - ")
         _, _, self.device, root, point, *_ = fields.split(b" ")
         self.root, self.point = self._unescape(root), self._unescape(point)
-        self.type, self.source, *_ = rest.split(b" ")
+        self.type, *_ = rest.split(b" ")
 
     @staticmethod
     def _unescape(text: bytes) -> bytes:
@@ -160,13 +160,15 @@ class Hierarchy:
         cgroup = self.by_id.get(id)
         if cgroup is None or cgroup.parent is None:
             return
-        for child in list(cgroup.children.values()):
-            self.remove(child.id)
-        del self.by_id[id]
-        del cgroup.parent.children[cgroup.name]
-        cgroup.alive = False
-        cgroup.parent._changed()
-        self._tell(cgroup)
+        below = [cgroup]
+        for each in below:
+            below.extend(each.children.values())
+        for each in reversed(below):
+            del self.by_id[each.id]
+            del each.parent.children[each.name]
+            each.alive = False
+            each.parent._changed()
+            self._tell(each)
 
     def _tell(self, cgroup: Cgroup) -> None:
         for listener in self._listeners:

@@ -44,6 +44,19 @@ def test_events_twice_and_of_others_are_ignored(hierarchy: Hierarchy) -> None:
     assert names(hierarchy.root) == {b"a": {}}
 
 
+def test_a_chain_deeper_than_the_stack_is_removed(hierarchy: Hierarchy) -> None:
+    """Users can make one in a cgroup that is delegated to them."""
+    parent = hierarchy.root.id
+    for id in range(-1, -3001, -1):
+        hierarchy.create(id, parent, b"d")
+        parent = id
+    changed: list[int] = []
+    hierarchy.on_change(lambda cgroup: changed.append(cgroup.id))
+    hierarchy.scan()
+    assert changed == list(range(-3000, 0))
+    assert names(hierarchy.root) == {}
+
+
 def test_removal_keeps_the_path(hierarchy: Hierarchy) -> None:
     hierarchy.create(-1, hierarchy.root.id, b"a")
     hierarchy.create(-2, -1, b"b")
@@ -113,4 +126,4 @@ def test_children_are_ordered_by_id(hierarchy: Hierarchy) -> None:
 def test_mount_table_lines() -> None:
     mount = Mount(rb"36 35 98:0 /root\040x /mnt\134y rw,noatime master:1 - ext3 /dev/root rw")
     assert (mount.root, mount.point) == (b"/root x", b"/mnt\\y")
-    assert (mount.type, mount.source, mount.device) == (b"ext3", b"/dev/root", b"98:0")
+    assert (mount.type, mount.device) == (b"ext3", b"98:0")
