@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Collectors: load them for an engine, in the order that keeps them exact, and pin them.
 
-The order for each: programs of the entries' life cycle, entries for the cgroups that exist,
-the engine's programs, and the collector's own programs last, so that an update always finds
-its entry.
+The order for each: programs of the entries' life cycle, the engine's programs, entries for the
+cgroups that exist, and the collector's own programs last, so that an update always finds its
+entry.
 """
 
 from __future__ import annotations

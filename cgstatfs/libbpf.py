@@ -14,6 +14,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -41,6 +42,8 @@ __all__ = (
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+_POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 
 BPF_TRACE_ITER = 28
 CGROUP_ITER_SELF_ONLY = 1
@@ -127,8 +130,11 @@ def _check(result: int, what: str) -> int:
 
 
 def possible_cpus() -> int:
-    """Number of possible cpus, as BPF's per-cpu data counts them."""
-    return _check(lib.libbpf_num_possible_cpus(), "possible cpus")
+    """One more than the highest number that a cpu of this machine can have.
+
+    Numbers can have gaps, so ``libbpf_num_possible_cpus()``, which counts them, can be less.
+    """
+    return int(re.split("[-,]", _POSSIBLE_CPUS.read_text().strip())[-1]) + 1
 
 
 def _nul(text: str | os.PathLike[str]) -> bytes:
@@ -202,8 +208,6 @@ class ProgInfo(ctypes.Structure):
     ]
 
 
-
-
 def _read_info(fd: int, info: ctypes.Structure) -> None:
     size = c_uint32(ctypes.sizeof(info))
     _check(lib.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)), f"descriptor {fd}")
@@ -224,7 +228,7 @@ def recursion_misses(fd: int) -> int:
 
 
 class Map:
-    """A map of an :class:`Object`, or one opened by its descriptor."""
+    """A map of an :class:`Object`."""
 
     def __init__(self, handle: int) -> None:
         self._handle = c_void_p(handle)
