@@ -8,7 +8,7 @@ KERNEL ?=
 # them, libfuse3-dev and the Python headers are for building pyfuse3.
 PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-venv python3-dev
 # What the tests drive the mount with, and boot.
-TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils file kmod procps \
+TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
 	qemu-system-x86 rsync tar tree util-linux
 
 VENV = .venv
@@ -35,10 +35,11 @@ mount: build
 	@echo "      $(VENV)/bin/cgstatfs list"
 
 umount: root
-	@if ! findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then \
-		echo "$(MOUNTPOINT) is not mounted"; \
-	elif [ -x $(PYTHON) ]; then $(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
-	else umount $(MOUNTPOINT); fi
+	@if [ -x $(PYTHON) ] && { findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null || \
+			$(PYTHON) -m cgstatfs list | grep -q '^$(MOUNTPOINT): '; }; then \
+		$(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
+	elif findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then umount $(MOUNTPOINT); \
+	else echo "$(MOUNTPOINT) is not mounted"; fi
 
 build: root packages $(VENV)/installed $(OBJECTS)
 

@@ -77,28 +77,24 @@ def _prepare(settings: Settings) -> Runtime:
     _end_connection_of_dead(runtime)
     if not runtime.lock():
         raise _Failure(_why_locked(runtime))
-    stale = mountpoint.mounted(settings.mount_point)
-    if stale and stale.type == mountpoint.TYPE:
-        log.warning("%s: clearing away the mount of a daemon that died", settings.mount_point)
-        mountpoint.unmount(settings.mount_point, lazy=True)
-    mountpoint.check_usable(settings.mount_point)
-    mount_bpffs()
-    runtime.clean()
+    try:
+        stale = mountpoint.mounted(settings.mount_point)
+        if stale and stale.type == mountpoint.TYPE:
+            log.warning("%s: clearing away the mount of a daemon that died", settings.mount_point)
+            mountpoint.unmount(settings.mount_point, lazy=True)
+        mountpoint.check_usable(settings.mount_point)
+        mount_bpffs()
+        runtime.clean()
+    except OSError:
+        runtime.remove()
+        raise
     return runtime
 
 
-def _is_dead(pid: int) -> bool:
-    """A daemon that was killed can remain as a zombie, one of its threads in the kernel."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
-
-
 def _end_connection_of_dead(runtime: Runtime) -> None:
+    """Only where a killed daemon lingers does its connection; the number may be another's."""
     state = runtime.read_state()
-    if state and state.connection and _is_dead(state.pid):
+    if state and state.connection and state.lingers():
         mountpoint.abort(state.connection)
         if runtime.lock(timeout=10):
             runtime.unlock_here()
@@ -108,8 +104,12 @@ def _why_locked(runtime: Runtime) -> str:
     path, state = runtime.mount_point, runtime.read_state()
     if mountpoint.mounted(path):
         return f"{path}: a cgstatfs is mounted there; cgstatfs umount ends it"
-    daemon = f"its daemon (pid {state.pid})" if state else "its daemon"
-    return f"{path}: unmounted lazily and still in use; {daemon} ends when the last file is closed"
+    if state is None:
+        return f"{path}: a daemon for it starts or ends just now; try again"
+    daemon = f"its daemon (pid {state.pid})"
+    if not state.connection:
+        return f"{path}: {daemon} is starting"
+    return f"{path}: unmounted, and {daemon} still runs; it ends when the last file is closed"
 
 
 def _report(state: State) -> str:
@@ -162,13 +162,15 @@ def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
     def tell(text: str) -> None:
         nonlocal pipe
         if pipe is not None:
-            os.write(pipe, text.encode("utf-8", "replace"))
-            os.close(pipe)
-            pipe = None
+            writer, pipe = pipe, None
+            with open(writer, "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
 
     try:
         run(settings, runtime, lambda state: tell("+" + _report(state)))
         return 0
+    except BrokenPipeError:
+        pass  # Who started it was interrupted, and does not want it any more.
     except OSError as error:
         log.critical("%s", _say(error))
         tell(_say(error))
@@ -198,8 +200,11 @@ def _umount(arguments: argparse.Namespace) -> int:
     entry = mountpoint.mounted(path)
     ours = entry is not None and entry.type == mountpoint.TYPE
     _end_connection_of_dead(runtime)
-    if not ours and not runtime.pins.exists():
+    state = runtime.read_state()
+    if not ours and state is None and not runtime.pins.exists():
         raise _Failure(f"{path}: no cgstatfs is mounted there")
+    if not ours and state and state.lives() and not state.connection:
+        raise _Failure(_why_locked(runtime))
     if ours:
         try:
             mountpoint.unmount(path, lazy=arguments.lazy)
@@ -207,11 +212,11 @@ def _umount(arguments: argparse.Namespace) -> int:
             if error.errno != errno.EBUSY:
                 raise
             raise _Failure(f"{path}: in use; --lazy unmounts it when it no longer is") from None
-    if not runtime.lock(timeout=0 if arguments.lazy else 30):
+    if not runtime.lock(timeout=0 if arguments.lazy else 60):
         if arguments.lazy:
             return 0
         raise _Failure(_why_locked(runtime))
-    runtime.clean()
+    runtime.remove()
     return 0
 
 
@@ -220,8 +225,9 @@ def _umount(arguments: argparse.Namespace) -> int:
 
 def _check(_: argparse.Namespace) -> int:
     _require_root()
-    usable = inspection.check(SHIPPED)
-    return 0 if usable else 1
+    if not inspection.check(SHIPPED):
+        raise _Failure("cannot be mounted on this machine, for what is said above")
+    return 0
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -315,4 +321,4 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(_say(error))
     except KeyboardInterrupt:
-        return 1
+        return _fail("interrupted")

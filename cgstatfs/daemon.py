@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # For those whose requests are under way when the daemon is told to stop.
 _GRACE_SECONDS = 2.0
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
 
 
@@ -128,14 +130,17 @@ async def _stop_on_signal(mount_point: Path, connection: int, ended: trio.Event)
     """Unmount, go on serving those who are in the middle of something, then end it.
 
     Nothing here may end the loop while requests are unanswered: the thread that invalidates
-    names may wait for them, and the loop would wait for the thread.
+    names may wait for them, and the loop would wait for the thread. So signals after the first
+    are received too, and ignored.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         await anext(signals)
-    await trio.to_thread.run_sync(_unmount_if_mounted, mount_point)
-    with trio.move_on_after(_GRACE_SECONDS):
+        await trio.to_thread.run_sync(_unmount_if_mounted, mount_point)
+        with trio.move_on_after(_GRACE_SECONDS):
+            await ended.wait()
+        await trio.to_thread.run_sync(mountpoint.abort, connection)
         await ended.wait()
-    await trio.to_thread.run_sync(mountpoint.abort, connection)
 
 
 async def _serve(
@@ -176,8 +181,12 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     cgroupfs, root = _find_root(settings)
     engine, reason = choose(settings.engine)
     with ExitStack() as stack:
-        stack.callback(runtime.clean)
-        state = State(os.getpid(), str(settings.mount_point), engine.name, reason, 0)
+        # Signals wait until we serve, soon, and while what was done is undone.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        stack.callback(runtime.remove)
+        # First, so that whatever ends this process, others see what it left.
+        state = State.of_this_process(settings.mount_point, engine.name, reason)
+        runtime.write_state(state)
         runtime.make_pins()
         hierarchy = Hierarchy(root)
         events = CgroupEvents(hierarchy)
@@ -199,4 +208,5 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         stack.callback(_unmount_if_mounted, settings.mount_point)
         state.connection = mountpoint.connection(settings.mount_point) or 0
         runtime.write_state(state)
+        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS)
         trio.run(_serve, state, events, attributes, invalidator, ready)

@@ -58,14 +58,15 @@ def _check_engines() -> Engine | None:
 
 
 def _check_collectors(names: tuple[str, ...], engine: Engine, root_id: int) -> bool:
-    works = True
+    """Whether there is one that works: the others do not stop it."""
+    works = False
     for name in names:
         try:
             collector = collectors.load(object_path(name), engine, root_id)
         except (OSError, collectors.CollectorError) as error:
             print(f"collector {name}: cannot be used: {error}")
-            works = False
             continue
+        works = True
         files = ", ".join(stats_map.file for stats_map in collector.maps)
         collector.close()
         print(f"collector {name}: can be used; file {files}")
@@ -166,11 +167,11 @@ def _list_collector(directory: Path) -> None:
 
 def list_maps() -> None:
     """Print the stats maps of every mount: elements, memory, and what was missed."""
-    for runtime in Runtime.all():
-        state = runtime.read_state()
-        if state is None:
-            continue
-        dead = "" if os.path.exists(f"/proc/{state.pid}") else "; its daemon has ended"
+    found = [(runtime, state) for runtime in Runtime.all() if (state := runtime.read_state())]
+    if not found:
+        print("no cgstatfs is mounted")
+    for runtime, state in found:
+        dead = "" if state.lives() else "; its daemon was killed, and cgstatfs umount ends the rest"
         print(f"{state.mount_point}: engine {state.engine}{dead}")
         for directory in sorted(runtime.pins.iterdir()) if runtime.pins.is_dir() else ():
             print(f"  collector {directory.name}")

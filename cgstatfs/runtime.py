@@ -2,7 +2,8 @@
 """What a mount leaves outside its process: a lock, a state file, a log, and pins in bpffs.
 
 All are named for the mount point, so that several mounts do not meet. The lock is held while
-the daemon lives; what is found without its lock being held is stale.
+the daemon lives; what is found without its lock being held is stale. Nothing stays of a daemon
+that ended, but a log that is not empty.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from .mountpoint import ensure_mounted
 
@@ -44,16 +46,58 @@ def _escape(path: Path) -> str:
     ).replace("/", "-")
 
 
+class _Process(NamedTuple):
+    """Of proc(5)'s ``/proc/PID/stat``. :ivar started: in ticks since boot"""
+
+    state: bytes
+    threads: int
+    started: int
+
+
+def _process(pid: int) -> _Process | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return _Process(fields[0], int(fields[17]), int(fields[19]))
+
+
 @dataclass
 class State:
-    """What a daemon tells the other commands."""
+    """What a daemon tells the other commands.
+
+    :ivar started: when, in ticks since boot: a later process may have its id
+    :ivar connection: its number in fusectl; 0 before it is mounted
+    """
 
     pid: int
+    started: int
     mount_point: str
     engine: str
     reason: str
-    connection: int
+    connection: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_this_process(cls, mount_point: Path, engine: str, reason: str) -> State:
+        pid = os.getpid()
+        process = _process(pid)
+        assert process is not None
+        return cls(pid, process.started, str(mount_point), engine, reason)
+
+    def _process(self) -> _Process | None:
+        process = _process(self.pid)
+        return process if process and process.started == self.started else None
+
+    def lives(self) -> bool:
+        """Whether the daemon does, and is more than a zombie."""
+        process = self._process()
+        return process is not None and process.state not in b"ZX"
+
+    def lingers(self) -> bool:
+        """Whether it was killed, and one of its threads is still in the kernel."""
+        process = self._process()
+        return process is not None and process.state in b"ZX" and process.threads > 1
 
 
 class Runtime:
@@ -84,20 +128,27 @@ class Runtime:
         :returns: whether we have it; if not, a daemon does
         """
         RUN.mkdir(mode=0o755, exist_ok=True)
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = lock
-                return True
-            except OSError as error:
-                if error.errno != errno.EWOULDBLOCK or time.monotonic() >= deadline:
-                    os.close(lock)
-                    if error.errno == errno.EWOULDBLOCK:
-                        return False
-                    raise
+        while not self._try_lock():
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(0.02)
+        return True
+
+    def _try_lock(self) -> bool:
+        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it before may have removed the file; another one counts then.
+            if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
+                self._lock, lock = lock, -1
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            if lock >= 0:
+                os.close(lock)
+        return False
 
     def unlock_here(self) -> None:
         """Let go of the lock in this process; a process forked off it keeps it."""
@@ -138,3 +189,11 @@ class Runtime:
         except OSError:
             pass  # Other mounts' pins are there, or bpffs is not mounted.
         self._state_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove all that need not stay; the lock, which must be held, is let go of with it."""
+        self.clean()
+        if self.log.exists() and not self.log.stat().st_size:
+            self.log.unlink()
+        self._lock_path.unlink(missing_ok=True)
+        self.unlock_here()

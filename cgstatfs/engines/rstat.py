@@ -44,7 +44,8 @@ class Rstat(Engine):
         except OSError as error:
             raise EngineUnavailable(
                 "the kernel refuses BPF trampolines (fentry/bpf_rstat_flush: "
-                f"{errno.errorcode.get(error.errno, error.errno)})"
+                f"{errno.errorcode.get(error.errno, error.errno)}); they take "
+                "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS, and no policy against them"
             ) from None
         finally:
             probe.close()

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cgstatfs.runtime import Runtime
+from cgstatfs import mountpoint as mounting
+from cgstatfs.hierarchy import mounts
+from cgstatfs.runtime import RUN, Runtime, State
 
-from ..conftest import REPOSITORY, cgroup_id, cgstatfs, wait_until
+from ..conftest import REPOSITORY, cgroup_id, cgstatfs, times, wait_until
 
 MANY = 10_000
 
@@ -30,8 +33,8 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     cgstatfs("umount", "--lazy", path)
     runtime = Runtime(path)
     assert runtime.lock(timeout=120), "the daemon lives on"
-    runtime.clean()
-    runtime.unlock_here()
+    runtime.remove()
+    assert not runtime.pins.exists()
 
 
 def mount(*arguments: str | Path) -> int:
@@ -65,6 +68,7 @@ def test_mount_read_umount(mountpoint: Path) -> None:
     assert cgstatfs("umount", mountpoint).returncode == 0
     assert os.listdir(mountpoint) == []
     assert not runtime.pins.exists()
+    assert list(RUN.glob(f"{runtime.name}.*")) == []
     # And again, at any time.
     mount(mountpoint)
     assert runtime.log.read_text() == ""
@@ -190,9 +194,8 @@ def test_busy_and_lazy(mountpoint: Path) -> None:
         assert os.listdir(mountpoint) == []
         file.seek(0)
         assert file.read().startswith(b"forks ")
-    runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=120), "the daemon does not end when the last file is closed"
-    runtime.unlock_here()
+        assert "still runs" in fails("mount", mountpoint)
+    check_ended(mountpoint)
 
 
 def test_a_root_of_ones_own(mountpoint: Path, tree: Path, cgroupfs: Path) -> None:
@@ -249,26 +252,119 @@ def test_two_mounts(mountpoint: Path, tmp_path: Path, tree: Path, work: Path) ->
 def test_a_signal_unmounts(mountpoint: Path, number: signal.Signals) -> None:
     pid = mount(mountpoint)
     os.kill(pid, number)
-    runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=120)
-    runtime.unlock_here()
+    check_ended(mountpoint)
     assert os.listdir(mountpoint) == []
+
+
+def check_ended(mountpoint: Path) -> None:
+    """The daemon ends by itself, and leaves nothing."""
+    runtime = Runtime(mountpoint)
+    wait_until(lambda: not list(RUN.glob(f"{runtime.name}.*")), "the daemon to end", seconds=120)
     assert not runtime.pins.exists()
+
+
+def kill(mountpoint: Path) -> State:
+    """kill -9 a daemon; returns what it has left."""
+    state = Runtime(mountpoint).read_state()
+    os.kill(state.pid, signal.SIGKILL)
+    wait_until(lambda: not state.lives(), "the daemon to end")
+    return state
 
 
 def test_after_a_kill_it_can_be_mounted_again(mountpoint: Path) -> None:
     for _ in range(2):
-        pid = mount(mountpoint)
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the daemon to end")  # noqa: B023
+        mount(mountpoint)
+        kill(mountpoint)
         with pytest.raises(OSError):
             os.listdir(mountpoint)
     mount(mountpoint)
     assert (mountpoint / "proc.events").read_text().startswith("forks ")
-    os.kill(Runtime(mountpoint).read_state().pid, signal.SIGKILL)
-    time.sleep(0.2)
+    kill(mountpoint)
     assert cgstatfs("umount", mountpoint).returncode == 0
-    assert not Runtime(mountpoint).pins.exists()
+    check_ended(mountpoint)
+
+
+def test_after_a_kill_and_an_umount_of_the_systems(mountpoint: Path) -> None:
+    """The collectors go on, which can be seen, and ended."""
+    mount(mountpoint)
+    kill(mountpoint)
+    subprocess.run(["umount", mountpoint], check=True)
+    listed = cgstatfs("list").stdout
+    assert f"{mountpoint}: engine " in listed
+    assert "its daemon was killed" in listed
+    assert "proc.events: engine" in listed
+    result = subprocess.run(["make", "umount", f"MOUNTPOINT={mountpoint}"], cwd=REPOSITORY)
+    assert result.returncode == 0
+    check_ended(mountpoint)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """A function that mounts a FUSE file system which is not ours; returns its connection."""
+    path = tmp_path / "foreign"
+    path.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR)
+
+    def mount() -> int:
+        subprocess.run(
+            ["mount", "-i", "-t", "fuse.other", "-o",
+             f"fd={device},rootmode=40000,user_id=0,group_id=0", "other", path],
+            check=True, pass_fds=[device],
+        )  # fmt: skip
+        line = next(m for m in mounts() if m.point == os.fsencode(path))
+        return int(line.device.partition(b":")[2])
+
+    yield mount
+    subprocess.run(["umount", "-l", path], check=False)
+    os.close(device)
+
+
+def test_a_stale_state_does_not_harm_others(
+    mountpoint: Path, foreign: Callable[[], int]
+) -> None:
+    """The number of a connection that is gone is soon another's."""
+    mount(mountpoint)
+    state = kill(mountpoint)
+    subprocess.run(["umount", mountpoint], check=True)
+    connection = foreign()
+    Runtime(mountpoint).write_state(replace(state, connection=connection))
+    mounting.ensure_mounted(Path("/sys/fs/fuse/connections"), b"fusectl")
+    control = Path(f"/sys/fs/fuse/connections/{connection}/waiting")
+    wait_until(lambda: control.read_text() == "1\n", "the kernel's INIT request")
+    mount(mountpoint)
+    # An aborted connection has nothing waiting.
+    assert control.read_text() == "1\n"
+
+
+def test_a_signal_while_it_starts(mountpoint: Path) -> None:
+    """At any moment: either it is mounted, or nothing is left."""
+    runtime = Runtime(mountpoint)
+    for number in range(times(10)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cgstatfs", "mount", "--foreground", mountpoint],
+            cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(lambda: runtime.read_state() or process.poll() is not None, "it to begin")  # noqa: B023
+        time.sleep(number / 20)
+        process.send_signal((signal.SIGTERM, signal.SIGHUP)[number % 2])
+        _, errors = process.communicate(timeout=120)
+        assert "Traceback" not in errors
+        assert process.returncode in (0, 1)
+        check_ended(mountpoint)
+    assert not mounting.mounted(mountpoint)
+
+
+def test_an_interrupted_mount_is_undone(mountpoint: Path) -> None:
+    runtime = Runtime(mountpoint)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cgstatfs", "mount", mountpoint],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(runtime.read_state, "the daemon to begin")
+    assert "is starting" in fails("mount", mountpoint)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "cgstatfs: interrupted\n"
+    check_ended(mountpoint)
 
 
 @pytest.fixture
@@ -288,15 +384,11 @@ def busy(mountpoint: Path, tree: Path, cgroupfs: Path, work: Path) -> Iterator[i
 
 def test_a_signal_under_load_unmounts(mountpoint: Path, busy: int) -> None:
     os.kill(busy, signal.SIGTERM)
-    runtime = Runtime(mountpoint)
-    assert runtime.lock(timeout=120), "the daemon does not end"
-    runtime.unlock_here()
-    assert not runtime.pins.exists()
+    check_ended(mountpoint)
 
 
 def test_after_a_kill_under_load_it_can_be_mounted_again(mountpoint: Path, busy: int) -> None:
-    os.kill(busy, signal.SIGKILL)
-    time.sleep(0.5)
+    kill(mountpoint)
     mount(mountpoint)
     assert (mountpoint / "proc.events").read_text().startswith("forks ")
 
@@ -339,10 +431,10 @@ def test_ten_thousand_cgroups(
     files = ["mm.reclaim", "proc.events", "sched.runqlat"]
     assert sorted(listing.split()) == sorted(expected + files)
     found = subprocess.run(["find", mountpoint], text=True, capture_output=True, check=True)
-    count = sum(1 for _ in os.walk(cgroupfs))
-    assert len(found.stdout.splitlines()) == count * 4
+    mirrored = [line for line in found.stdout.splitlines() if line.startswith(str(mirror))]
+    assert len(mirrored) == (MANY + 1) * 4
     memory = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split("\n")[0]
-    print(f"resident memory with {count} cgroups, all of them listed: {memory.strip()}")
+    print(f"resident memory with {MANY} cgroups, all of them listed: {memory.strip()}")
     # An idle daemon is never woken: not one tick, and not one switch.
     wait_until(
         lambda: Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("232", "281"), "rest"
