@@ -21,13 +21,19 @@ def directories(path: Path) -> set[bytes]:
         return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
 
 
+def walk(root: Path) -> set[Path]:
+    return {Path(path).relative_to(root) for path, _, _ in os.walk(root)}
+
+
 def test_the_whole_tree_is_there(mounted: Mounted, tree: Path) -> None:
     for name in ("a/b/c", "a/d", "e"):
         (tree / name).mkdir(parents=True)
-    for path, names, _ in os.walk(mounted.cgroupfs):
+    for path, names, _ in os.walk(tree):
         mirror = mounted.of(Path(path))
         assert directories(mirror) == set(map(os.fsencode, names))
         assert mirror.stat().st_ino == cgroup_id(Path(path))
+    # Others' cgroups come and go.
+    wait_until(lambda: walk(mounted.path) == walk(mounted.cgroupfs), "both trees to agree")
 
 
 @pytest.mark.parametrize(

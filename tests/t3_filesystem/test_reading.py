@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Mounted, cgroup_id, times
+from ..conftest import Mounted, cgroup_id, times, wait_for_exits
 from ..t2_bpf.test_exactness import FORKS, check_all_ended, fork_in
 
 
 def fork(work: Path, directory: Path, count: int) -> None:
     subprocess.run([work, "fork", directory, str(count)], check=True)
+
+
+def fork_and_settle(mounted: Mounted, work: Path, directory: Path, count: int) -> None:
+    """The first tasks there, and then nothing happens any more."""
+    fork(work, directory, count)
+    wait_for_exits((mounted.of(directory) / "proc.events").read_bytes, count + 1)
 
 
 def forks(text: bytes) -> int:
@@ -57,7 +63,7 @@ def test_offset_0_is_new_and_later_offsets_continue(
 
 
 def test_one_byte_at_a_time(mounted: Mounted, tree: Path, work: Path) -> None:
-    fork(work, tree, 2)
+    fork_and_settle(mounted, work, tree, 2)
     path = mounted.of(tree) / "sched.runqlat"
     whole = path.read_bytes()
     with open(path, "rb", buffering=0) as file:
@@ -124,7 +130,7 @@ def test_forks_are_exact_while_all_files_are_read(
 
 def test_many_readers_at_once(mounted: Mounted, tree: Path, work: Path, alive: None) -> None:
     path = mounted.of(tree) / "proc.events"
-    fork(work, tree, 3)
+    fork_and_settle(mounted, work, tree, 3)
     wrong: list[bytes] = []
 
     def read() -> None:
@@ -144,7 +150,7 @@ def test_many_readers_at_once(mounted: Mounted, tree: Path, work: Path, alive: N
 def test_size_is_the_length_of_the_text(mounted: Mounted, tree: Path, work: Path) -> None:
     path = mounted.of(tree) / "proc.events"
     assert path.stat().st_size == len(path.read_bytes())
-    fork(work, tree, 12)
+    fork_and_settle(mounted, work, tree, 12)
     assert path.stat().st_size == len(path.read_bytes())
     assert path.stat().st_mode == 0o100444
     assert path.stat().st_nlink == 1
@@ -153,22 +159,27 @@ def test_size_is_the_length_of_the_text(mounted: Mounted, tree: Path, work: Path
 def test_sendfile_gives_the_whole_text_of_now(mounted: Mounted, tree: Path, work: Path) -> None:
     """Though the text has grown since its length was last asked for."""
     path = mounted.of(tree) / "proc.events"
-    for count in (0, 9, 90, 1):
-        path.stat()
-        fork(work, tree, count)
-        with open(path, "rb") as file:
-            reader, writer = os.pipe()
-            sent = os.sendfile(writer, file.fileno(), None, 1 << 16)
-            assert os.read(reader, 1 << 16) == path.read_bytes()
-            assert sent == len(path.read_bytes())
-            os.close(reader)
-            os.close(writer)
+    exits = 0
+    with open(path, "rb") as other:
+        for count in (0, 9, 90, 1):
+            path.stat()
+            fork(work, tree, count)
+            exits += count + 1
+            # Reads of what is open do not ask for the length.
+            wait_for_exits(lambda: os.pread(other.fileno(), 4096, 0), exits)
+            with open(path, "rb") as file:
+                reader, writer = os.pipe()
+                sent = os.sendfile(writer, file.fileno(), None, 1 << 16)
+                assert os.read(reader, 1 << 16) == path.read_bytes()
+                assert sent == len(path.read_bytes())
+                os.close(reader)
+                os.close(writer)
 
 
 def test_mmap(mounted: Mounted, tree: Path, work: Path, alive: None) -> None:
     """A shared one is refused, as on cgroupfs; a private one is a copy."""
     path = mounted.of(tree) / "proc.events"
-    fork(work, tree, 3)
+    fork_and_settle(mounted, work, tree, 3)
     text = path.read_bytes()
     with open(path, "rb") as file:
         with pytest.raises(OSError) as error:
@@ -187,7 +198,7 @@ def test_statfs(mounted: Mounted) -> None:
 
 
 def test_ids_in_the_map_agree(mounted: Mounted, tree: Path, work: Path) -> None:
-    fork(work, tree, 4)
+    fork_and_settle(mounted, work, tree, 4)
     text = (mounted.of(tree) / "proc.events").read_bytes()
     assert text == mounted.held("proc_events", "events", tree)
     assert cgroup_id(tree) == mounted.of(tree).stat().st_ino

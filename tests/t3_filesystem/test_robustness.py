@@ -54,6 +54,14 @@ def idle(pid: int) -> bool:
     return text != "running\n" and int(text.split()[0]) in (232, 281)
 
 
+def opens(pid: int) -> bool:
+    """Whether a process stays in openat(2)."""
+    path = Path(f"/proc/{pid}/syscall")
+    before = path.read_text()
+    time.sleep(0.05)
+    return before.split()[0] == "257" and path.read_text() == before
+
+
 def test_readers_killed_at_any_moment(
     mounted: Mounted, tree: Path, work: Path, alive: None
 ) -> None:
@@ -65,10 +73,12 @@ def test_readers_killed_at_any_moment(
     file = mounted.of(tree) / "proc.events"
     rng = random.Random(1)
     for _ in range(KILLED_READERS):
-        reader = subprocess.Popen([work, "read", tree, str(file)])
+        reader = subprocess.Popen([work, "read", tree, str(file)], stdout=subprocess.PIPE)
+        # It has begun.
+        assert reader.stdout.read(1) == b"f"
         time.sleep(rng.random() / 500)
         reader.kill()
-        reader.wait()
+        reader.communicate()
         wait_until(lambda: idle(mounted.pid), "the daemon to come to rest", seconds=120)
 
 
@@ -78,8 +88,8 @@ def test_a_reader_killed_while_the_daemon_is_stopped(
     file = mounted.of(tree) / "proc.events"
     os.kill(mounted.pid, signal.SIGSTOP)
     try:
-        reader = subprocess.Popen([work, "read", tree, str(file)])
-        time.sleep(0.2)
+        reader = subprocess.Popen([work, "read", tree, str(file)], stdout=subprocess.DEVNULL)
+        wait_until(lambda: opens(reader.pid), "the reader to wait for the daemon")
         reader.kill()
         reader.wait()
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Mounted
+from ..conftest import Mounted, wait_for_exits
 
 ONE_ENGINE = True
 
@@ -37,6 +37,7 @@ def held(mounted: Mounted, tree: Path, work: Path) -> dict[Path, bytes]:
     a.mkdir()
     run(work, "fork", a, "7")
     run(work, "fork", tree, "5")
+    wait_for_exits((mounted.of(tree) / "proc.events").read_bytes, 14)
     texts = {}
     for cgroup in (tree, a):
         for file, (collector, prefix) in FILES.items():

@@ -38,11 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--refresh", action="store_true", help="ask for newer builds of the kernels"
     )
-    parser.add_argument(
-        "--ignore-kernel-log",
-        action="store_true",
-        help="pass even if the kernel logged a bug or a warning",
-    )
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     return parser
 
@@ -65,7 +60,6 @@ def _run_one(name: str, arguments: argparse.Namespace) -> tuple[str, bool]:
             cpus=arguments.cpus,
             memory=arguments.memory,
             timeout=arguments.timeout,
-            check_log=not arguments.ignore_kernel_log,
         )
         outcome = "passed" if status == 0 else f"failed, exit status {status}"
         passed = status == 0

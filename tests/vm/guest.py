@@ -61,7 +61,6 @@ def run(
     cpus: int = 2,
     memory: str = "2G",
     timeout: float = 600,
-    check_log: bool = True,
 ) -> int:
     """Run a command in a guest, with its output on stdout; return its status.
 
@@ -69,7 +68,6 @@ def run(
     this Python's programs first on its PATH.
 
     :param timeout: seconds for all of it, from start to power-off.
-    :param check_log: raise `GuestError` if the kernel logged a bug or a warning.
     """
     with tempfile.TemporaryDirectory(
         prefix="guest-", ignore_cleanup_errors=True
@@ -88,11 +86,10 @@ def run(
     trouble = _trouble(console)
     if trouble:
         _print_lines(f"{kernel.release}: trouble in the kernel log", trouble)
-        if check_log:
-            raise GuestError(
-                f"{kernel.release}: the kernel logged a bug or a warning, see above "
-                f"(the command's exit status was {status})"
-            )
+        raise GuestError(
+            f"{kernel.release}: the kernel logged a bug or a warning, see above "
+            f"(the command's exit status was {status})"
+        )
     return status
 
 
