@@ -43,10 +43,10 @@ umount: root
 
 build: root packages $(VENV)/installed $(OBJECTS)
 
-test: build test-packages $(TEST_OBJECTS)
+test: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-test-vm: build test-packages $(TEST_OBJECTS)
+test-vm: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
 
 clean:
@@ -80,6 +80,10 @@ build.d:
 # The system's Python, whose dist-packages has bcc for those who load bcc collectors.
 $(VENV)/installed: pyproject.toml | packages
 	/usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
 	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 

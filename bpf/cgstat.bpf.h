@@ -20,6 +20,10 @@
  *  - what a flush takes, it takes by atomic exchange.
  * So of an update and a flush that race, either the update finds the mark gone
  * and lists its array again, or the flush finds what was added.
+ *
+ * Not for programs that run inside of rstat's locks (cgroup_rstat_* and lock
+ * contention tracepoints), nor in NMI before 6.16: the rstat engine calls
+ * cgroup_rstat_updated(), which takes such a lock.
  */
 #ifndef CGSTAT_BPF_H
 #define CGSTAT_BPF_H
