@@ -354,16 +354,34 @@ def test_a_signal_while_it_starts(mountpoint: Path) -> None:
     assert not mounting.mounted(mountpoint)
 
 
-def test_an_interrupted_mount_is_undone(mountpoint: Path) -> None:
+def begin_to_mount(mountpoint: Path) -> tuple[subprocess.Popen, int]:
+    """A mount command whose daemon is stopped before it has mounted, and the daemon's id."""
     runtime = Runtime(mountpoint)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgstatfs", "mount", mountpoint],
-        cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_until(runtime.read_state, "the daemon to begin")
-    assert "is starting" in fails("mount", mountpoint)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == "cgstatfs: interrupted\n"
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cgstatfs", "mount", mountpoint],
+            cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(runtime.read_state, "the daemon to begin")
+        pid = runtime.read_state().pid
+        os.kill(pid, signal.SIGSTOP)
+        if not runtime.read_state().connection:
+            return process, pid
+        # It was faster than we.
+        os.kill(pid, signal.SIGCONT)
+        process.communicate()
+        assert cgstatfs("umount", mountpoint).returncode == 0
+
+
+def test_an_interrupted_mount_is_undone(mountpoint: Path) -> None:
+    process, pid = begin_to_mount(mountpoint)
+    try:
+        assert "is starting" in fails("mount", mountpoint)
+        assert "is starting" in fails("umount", mountpoint)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "cgstatfs: interrupted\n"
+    finally:
+        os.kill(pid, signal.SIGCONT)
     check_ended(mountpoint)
 
 
