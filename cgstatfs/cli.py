@@ -119,7 +119,10 @@ def _report(state: State) -> str:
 
 
 def _serve_in_foreground(settings: Settings, runtime: Runtime) -> int:
-    run(settings, runtime, lambda state: print(_report(state), flush=True))
+    try:
+        run(settings, runtime, lambda state: print(_report(state), flush=True))
+    finally:
+        runtime.remove()
     return 0
 
 
@@ -180,6 +183,9 @@ def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
     except BaseException as error:
         log.critical("the daemon failed", exc_info=True)
         tell(f"the daemon failed: {error!r}; see {runtime.log}")
+    finally:
+        # Last, as the log stays only if something was logged.
+        runtime.remove()
     return 1
 
 

@@ -148,7 +148,6 @@ async def _serve(
     events: CgroupEvents,
     attributes: Attributes,
     invalidator: Invalidator,
-    ready: Callable[[State], None],
 ) -> None:
     ended = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -156,7 +155,6 @@ async def _serve(
         nursery.start_soon(_keep_running, _follow, events.fd, events.drain)
         nursery.start_soon(_keep_running, _follow, attributes.fd, attributes.drain)
         nursery.start_soon(_keep_running, invalidator.run)
-        ready(state)
         await _serve_requests()
         ended.set()
         nursery.cancel_scope.cancel()
@@ -173,7 +171,8 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     """Mount and serve until unmounted or told to stop.
 
     :param runtime: locked by the caller
-    :param ready: called when requests are about to be served
+    :param ready: called when it is mounted and requests are about to be served; what it raises
+        ends the mount
     :raises OSError: something that is needed is missing; nothing is left behind
     :raises EngineUnavailable: the engine, or any engine
     :raises CollectorError: no collector can be used
@@ -183,7 +182,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     with ExitStack() as stack:
         # Signals wait until we serve, soon, and while what was done is undone.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        stack.callback(runtime.remove)
+        stack.callback(runtime.clean)
         # First, so that whatever ends this process, others see what it left.
         state = State.of_this_process(settings.mount_point, engine.name, reason)
         runtime.write_state(state)
@@ -209,4 +208,5 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         state.connection = mountpoint.connection(settings.mount_point) or 0
         runtime.write_state(state)
         stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS)
-        trio.run(_serve, state, events, attributes, invalidator, ready)
+        ready(state)
+        trio.run(_serve, state, events, attributes, invalidator)

@@ -34,6 +34,7 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
     runtime = Runtime(path)
     assert runtime.lock(timeout=120), "the daemon lives on"
     runtime.remove()
+    runtime.log.unlink(missing_ok=True)
     assert not runtime.pins.exists()
 
 
@@ -352,6 +353,13 @@ def test_a_signal_while_it_starts(mountpoint: Path) -> None:
         assert process.returncode in (0, 1)
         check_ended(mountpoint)
     assert not mounting.mounted(mountpoint)
+
+
+def test_the_log_of_a_daemon_that_failed_stays(mountpoint: Path) -> None:
+    fails("mount", "--root", "/no/such", mountpoint)
+    runtime = Runtime(mountpoint)
+    assert list(RUN.glob(f"{runtime.name}.*")) == [runtime.log]
+    assert "no such cgroup" in runtime.log.read_text()
 
 
 def begin_to_mount(mountpoint: Path) -> tuple[subprocess.Popen, int]:
