@@ -118,3 +118,4 @@ def test_an_unexpected_exception_is_eio_and_no_more(
         assert "ZeroDivisionError" in runtime.log.read_text()
     finally:
         assert cgstatfs("umount", path).returncode == 0
+        runtime.log.unlink()
