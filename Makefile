@@ -23,7 +23,8 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .PHONY: mount umount build test test-vm clean root packages test-packages
 
 mount: build
-	@[ -e $(MOUNTPOINT) ] || stat $(MOUNTPOINT) >/dev/null 2>&1 || mkdir -p $(MOUNTPOINT) 2>/dev/null || true
+	@# Where that fails (a file, a dead mount), what follows knows better why.
+	@mkdir -p $(MOUNTPOINT) 2>/dev/null || true
 	@if findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null && \
 			stat $(MOUNTPOINT)/. >/dev/null 2>&1; then \
 		echo "$(MOUNTPOINT) is mounted already; make umount ends it"; \
@@ -35,10 +36,12 @@ mount: build
 	@echo "      $(VENV)/bin/cgstatfs list"
 
 umount: root
-	@if [ -x $(PYTHON) ] && { findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null || \
-			$(PYTHON) -m cgstatfs list | grep -q '^$(MOUNTPOINT): '; }; then \
+	@if findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then \
+		if [ -x $(PYTHON) ]; then $(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
+		else umount $(MOUNTPOINT); fi; \
+	elif [ -x $(PYTHON) ] && $(PYTHON) -m cgstatfs list | grep -q '^$(MOUNTPOINT): '; then \
+		: "a daemon was killed, and left its collectors"; \
 		$(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
-	elif findmnt -n -t fuse.cgstatfs $(MOUNTPOINT) >/dev/null; then umount $(MOUNTPOINT); \
 	else echo "$(MOUNTPOINT) is not mounted"; fi
 
 build: root packages $(VENV)/installed $(OBJECTS)

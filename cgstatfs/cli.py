@@ -38,8 +38,16 @@ class _Failure(Exception):
     """Ends the command with exit code 1 and this message."""
 
 
-def _say(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+# What ends a command, or a daemon, and is explained in a line.
+_EXPECTED = (OSError, EngineUnavailable, CollectorError)
+
+
+def _say(error: OSError | EngineUnavailable | CollectorError) -> str:
+    if isinstance(error, EngineUnavailable):
+        return f"no engine can be used: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error)
 
 
 def _require_root() -> None:
@@ -174,12 +182,9 @@ def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
         return 0
     except BrokenPipeError:
         pass  # Who started it was interrupted, and does not want it any more.
-    except OSError as error:
+    except _EXPECTED as error:
         log.critical("%s", _say(error))
         tell(_say(error))
-    except (EngineUnavailable, CollectorError) as error:
-        log.critical("%s", error)
-        tell(f"no engine can be used: {error}" if isinstance(error, EngineUnavailable) else str(error))
     except BaseException as error:
         log.critical("the daemon failed", exc_info=True)
         tell(f"the daemon failed: {error!r}; see {runtime.log}")
@@ -316,15 +321,11 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.function(arguments)
     except _Failure as error:
         return _fail(str(error))
-    except EngineUnavailable as error:
-        return _fail(f"no engine can be used: {error}")
-    except CollectorError as error:
-        return _fail(str(error))
     except BrokenPipeError:
         # Whoever read what we print has had enough; nothing more is to be said or flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except _EXPECTED as error:
         return _fail(_say(error))
     except KeyboardInterrupt:
         return _fail("interrupted")

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from .hierarchy import Mount, mounts
 
-__all__ = ("TYPE", "abort", "check_usable", "connection", "ensure_mounted", "mount", "mounted", "open_device", "unmount")
+__all__ = (
+    "TYPE", "abort", "check_usable", "connection", "ensure_mounted", "mount", "mounted",
+    "open_device", "unmount",
+)  # fmt: skip
 
 TYPE = b"fuse.cgstatfs"
 
