@@ -125,8 +125,25 @@ static void touch(size_t bytes)
 	memset(memory, 1, bytes);
 }
 
+/* A zombie is what a main thread is that has ended before its process. */
+static int main_thread_has_ended(void)
+{
+	char text[512] = "", *end;
+	int fd = open("/proc/self/stat", O_RDONLY);
+
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0)
+		die("/proc/self/stat");
+	close(fd);
+	end = strrchr(text, ')');
+	return end && end[2] == 'Z';
+}
+
 static void *touch_and_exit(void *bytes)
 {
+	while (!main_thread_has_ended())
+		usleep(1000);
+	/* For it to be switched away from, too. */
+	usleep(100000);
 	touch((size_t)bytes);
 	exit(0);
 }

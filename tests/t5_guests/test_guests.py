@@ -2,7 +2,8 @@
 """The BPF and file system tests, in guests that boot other kernels.
 
 Each guest runs them with every engine that its kernel can run: rstat, which it has to choose
-by itself, and standalone. The guests run beside each other: each waits more than it computes.
+by itself, and standalone. The guests run beside each other, as one alone keeps little more than
+one cpu busy.
 """
 
 from __future__ import annotations
