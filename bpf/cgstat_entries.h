@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What collectors that are compiled in advance know of the kernel: cgroups,
+ * the entries that follow them, and rstat.
+ */
+#ifndef CGSTAT_ENTRIES_H
+#define CGSTAT_ENTRIES_H
+
+#include "cgstat_update.h"
+
+enum cgstat_engine {
+	CGSTAT_STANDALONE = 0,
+	CGSTAT_RSTAT = 1,
+};
+
+/* Filled in by the loader before load, constant for the verifier after. */
+struct cgstat_config {
+	__u32 engine;
+	__u32 nr_cpus;		/* possible cpus */
+	__u32 css_rstat;	/* 6.16 and later: css_rstat_*(), before: cgroup_rstat_*() */
+	__u32 cgroup_acquire;	/* 6.2 and later: bpf_cgroup_acquire() */
+};
+const volatile struct cgstat_config cgstat_config SEC(".rodata.cgstat") = {};
+
+/* The same, for each stats map. */
+struct cgstat_map_config {
+	__u64 initial;		/* id of the initial cgroup; 0: the root */
+	__u32 level;		/* ... and its level */
+	__u32 elems;		/* for generic.bpf.c alone, as is: */
+	__u32 flags;
+	__u8 ops[CGSTAT_MAX_ELEMS];	/* enum cgstat_operation, by element */
+};
+
+enum cgstat_operation {
+	CGSTAT_OP_SUM,
+	CGSTAT_OP_MAX,		/* minima too, which are kept as complements */
+	CGSTAT_OP_USER,		/* left to the map's aggregator */
+};
+
+extern void cgroup_rstat_updated(struct cgroup *cgrp, int cpu) __ksym __weak;
+extern void cgroup_rstat_flush(struct cgroup *cgrp) __ksym __weak;
+extern void css_rstat_updated(struct cgroup_subsys_state *css, int cpu) __ksym __weak;
+extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym __weak;
+extern struct cgroup *bpf_cgroup_acquire(struct cgroup *cgrp) __ksym __weak;
+extern void bpf_cgroup_release(struct cgroup *cgrp) __ksym __weak;
+
+/* v2 alone counts: the ids of v1 hierarchies collide with its ids. */
+static __always_inline bool cgstat_is_v2(struct cgroup *cgrp)
+{
+	return cgrp->root->hierarchy_id == 0;
+}
+
+static __always_inline __u64 cgstat_id(struct cgroup *cgrp)
+{
+	return cgrp->kn->id;
+}
+
+/*
+ * A cgroup begins with its own css, so the parent's css is the parent. To the
+ * verifier it is a mere number, which only BPF_CORE_READ() can follow.
+ */
+static __always_inline struct cgroup *cgstat_parent(struct cgroup *cgrp)
+{
+	return (struct cgroup *)BPF_CORE_READ(cgrp, self.parent);
+}
+
+static __always_inline __u64 cgstat_ancestor_id(struct cgroup *cgrp)
+{
+	return BPF_CORE_READ(cgrp, kn, id);
+}
+
+/* The cgroup v2 cgroup of a task; good until the program ends. */
+static __always_inline struct cgroup *cgstat_task_cgroup(struct task_struct *task)
+{
+	return task->cgroups->dfl_cgrp;
+}
+
+/* ---- entries ------------------------------------------------------------ */
+
+/* Whether @cgrp is the map's initial cgroup or below it. */
+static __always_inline bool
+cgstat_is_inside(struct cgroup *cgrp, const volatile struct cgstat_map_config *config)
+{
+	struct cgroup *ancestor;
+	__u32 level = config->level;
+
+	if (!config->initial)
+		return true;
+	if ((__u32)BPF_CORE_READ(cgrp, level) < level)
+		return false;
+	if (bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
+				  (void *)cgrp + bpf_core_field_offset(cgrp->ancestors) +
+				  level * sizeof(ancestor)))
+		return false;
+	return cgstat_ancestor_id(ancestor) == config->initial;
+}
+
+/*
+ * Make the entry of @cgrp. Its parent's must exist, so that a flush can walk
+ * up from any entry; the parent's id is written last and makes it usable. The
+ * top is its own parent: the initial cgroup, or the root.
+ *
+ * Called at cgroup_mkdir, for the cgroups that exist at load, and by an update
+ * that finds no entry because there was no memory at cgroup_mkdir. Not for a
+ * released cgroup, whose entry nothing would delete.
+ */
+static __always_inline struct cgstat_entry *
+cgstat_make_entry(struct cgstat_map map, struct cgroup *cgrp)
+{
+	__u64 id = cgstat_ancestor_id(cgrp), parent_id = id;
+	struct cgroup *parent = cgstat_parent(cgrp);
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+	struct cgstat_entry *entry;
+
+	if (!ctl || BPF_CORE_READ(cgrp, self.flags) & CSS_RELEASED)
+		return NULL;
+	if (!cgstat_is_inside(cgrp, map.config))
+		return NULL;
+	if (parent && id != map.config->initial) {
+		parent_id = cgstat_ancestor_id(parent);
+		entry = bpf_map_lookup_elem(map.entries, &parent_id);
+		if ((!entry || !cgstat_read(entry->parent)) &&
+		    !(map.flags & CGSTAT_NO_HIERARCHY))
+			return NULL;
+	}
+	if (!bpf_map_update_elem(map.entries, &id, map.zero, BPF_NOEXIST))
+		__sync_fetch_and_add(&ctl->entries, 1);
+	entry = bpf_map_lookup_elem(map.entries, &id);
+	if (entry)
+		cgstat_write(entry->parent, parent_id);
+	return entry;
+}
+
+/* ---- update ------------------------------------------------------------- */
+
+#define CGSTAT_MAX_CLIMB 64
+
+/*
+ * The way for what cgstat_find_values() did not find: make the entry, and if
+ * that cannot be, count to the nearest ancestor that has one. The totals of
+ * the ancestors stay exact. Without hierarchy that would be wrong, and the
+ * update is lost.
+ *
+ * What prevented it may be that an ancestor has no entry, because there was no
+ * memory or no room when it was made, or because it is outside of the cgroup
+ * namespace that the map was loaded in. No update may ever name that ancestor
+ * itself. So make the entry of the topmost that has none: each update mends a
+ * level.
+ */
+static __always_inline __u64 *
+cgstat_make_values(struct cgstat_map map, struct cgstat_ctl *ctl,
+		   struct cgroup *cgrp, struct cgstat_where *where)
+{
+	struct cgroup *below = NULL;
+	__u64 *values = NULL;
+	int i;
+
+	cgstat_make_entry(map, cgrp);
+	for (i = 0; i < CGSTAT_MAX_CLIMB && cgrp; i++) {
+		values = cgstat_find_values(map, ctl, cgstat_ancestor_id(cgrp), where);
+		if (values || map.flags & CGSTAT_NO_HIERARCHY)
+			break;
+		below = cgrp;
+		cgrp = cgstat_parent(cgrp);
+	}
+	if (!values && map.flags & CGSTAT_NO_HIERARCHY)
+		__sync_fetch_and_add(&ctl->lost, 1);
+	if (below) {
+		cgstat_make_entry(map, below);
+		__sync_fetch_and_add(values ? &ctl->displaced : &ctl->lost, 1);
+	}
+	return values;
+}
+
+/*
+ * rstat: tell the kernel that @cgrp was updated on this cpu. From 6.2 a
+ * reference makes @cgrp a pointer that the verifier lets us pass on.
+ */
+static __noinline int cgstat_rstat_updated(struct cgroup *cgrp)
+{
+	int cpu = bpf_get_smp_processor_id();
+	struct cgroup *ref;
+
+	if (!cgstat_config.cgroup_acquire) {
+		cgroup_rstat_updated(cgrp, cpu);
+		return 0;
+	}
+	ref = bpf_cgroup_acquire(cgrp);
+	if (!ref)
+		return 0;
+	if (cgstat_config.css_rstat)
+		css_rstat_updated(&ref->self, cpu);
+	else
+		cgroup_rstat_updated(ref, cpu);
+	bpf_cgroup_release(ref);
+	return 0;
+}
+
+/*
+ * rstat: tell the kernel, then mark the array as listed. Whoever finds it in
+ * state LISTING tells the kernel too: the update that set LISTING may be one
+ * that we interrupted, and its telling is still to come.
+ *
+ * The mark is set for the number of flushes that was read before the kernel
+ * was told. If a flush came in between, the exchange fails, and that flush or
+ * a later one that the kernel was told of takes what we added.
+ */
+static __always_inline void
+cgstat_list_rstat(struct cgstat_where *where, struct cgroup *cgrp)
+{
+	__u64 flushes = cgstat_read(where->link->state) & ~CGSTAT_STATE_MASK;
+
+	cgstat_cmpxchg(where->link->state, flushes | CGSTAT_UNLISTED,
+		       flushes | CGSTAT_LISTING);
+	cgstat_rstat_updated(cgrp);
+	cgstat_cmpxchg(where->link->state, flushes | CGSTAT_LISTING,
+		       flushes | CGSTAT_LISTED);
+}
+
+#endif /* CGSTAT_ENTRIES_H */

@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The update of a stats map, and what its data looks like: shared by
+ * collectors that are compiled in advance (cgstat.bpf.h) and by those that bcc
+ * compiles (cgstat.bcc.h). Uses nothing of the kernel's but BPF helpers.
+ *
+ * The exactness of a lookup rests on three rules that hold throughout:
+ *  - an update adds, with a full barrier, before it tests whether its array is
+ *    already listed for the next flush;
+ *  - a flush takes the listed mark away, with a full barrier, before it reads;
+ *  - what a flush takes from a sum, it takes by atomic exchange. A maximum it
+ *    leaves in place: folding that once more changes nothing.
+ * So of an update and a flush that race, either the update finds the mark gone
+ * and lists its array again, or the flush finds what was added.
+ */
+#ifndef CGSTAT_UPDATE_H
+#define CGSTAT_UPDATE_H
+
+/* Elements of a value. An entry holds three arrays of them. */
+#define CGSTAT_MAX_ELEMS 128
+
+/*
+ * Heads a per-cpu array ("pair", for its key of cgroup and cpu) and the spill
+ * array of an entry.
+ *
+ * The low bits of @state say whether the next flush will come here; the rest
+ * counts flushes, so that an update that was interrupted while it listed the
+ * array cannot take a later listing for its own.
+ */
+struct cgstat_link {
+	__u64 state;
+	__u64 next;		/* standalone: cgroup id of the next on this list */
+};
+#define CGSTAT_UNLISTED 0
+#define CGSTAT_LISTING 1	/* somebody is about to list it */
+#define CGSTAT_LISTED 2
+#define CGSTAT_STATE_MASK 3ULL
+
+struct cgstat_pair_key {
+	__u64 id;
+	__u64 cpu;
+};
+
+/* A pair's values follow it. */
+struct cgstat_pair {
+	struct cgstat_link link;
+};
+
+/* An entry's spill, total and pending arrays follow it. */
+struct cgstat_entry {
+	__u64 parent;		/* id of the parent; its own id at the top; 0: not ready */
+	__u64 dead;		/* the cgroup was released */
+	__u64 next_dead;	/* standalone: id of the next on the list of released cgroups */
+	struct cgstat_link link;	/* of the spill array */
+};
+
+/* Notes that a list has room for, see cgstat_set_aside(). */
+#define CGSTAT_ASIDE 6
+
+/*
+ * standalone: the arrays that were listed on one cpu, as cgroup ids. Of the
+ * size of a cache line, as each cpu pushes to its own.
+ */
+struct cgstat_list {
+	__u64 pairs;
+	__u64 spills;
+	__u64 aside[CGSTAT_ASIDE];
+};
+
+/* Per stats map: the flusher's state (standalone), and what went wrong. */
+struct cgstat_ctl {
+	__u64 entries;		/* entries there are */
+	__u64 pairs;		/* per-cpu arrays there are */
+	__u64 spilled;		/* updates that found no per-cpu array */
+	__u64 displaced;	/* updates counted to an ancestor, for want of an entry */
+	__u64 lost;		/* updates that could not be counted */
+	/* standalone alone, from here on: */
+	__u64 lock;		/* held by the flusher */
+	__u64 released;		/* cgroups released since the last cycle began: the newest */
+	__u64 phase;		/* of the cycle that is under way, and where it is: */
+	__u64 cpu;		/* ... the next cpu */
+	__u64 pair;		/* ... the next on the list of pairs taken from cpu - 1 */
+	__u64 spill;		/* ... the next on the list of spill arrays taken there */
+	__u64 dead;		/* ... the next released cgroup to delete */
+};
+
+/* Flags of a stats map, given with its declaration. */
+enum cgstat_flags {
+	/* No per-cpu arrays: all cpus add to one array of the entry. */
+	CGSTAT_NO_PERCPU = 1,
+	/* An entry counts its own cgroup alone. */
+	CGSTAT_NO_HIERARCHY = 2,
+};
+
+/*
+ * A stats map: its BPF maps, a zeroed entry to make new ones from, its size,
+ * and to whoever flushes, how elements are folded and where the top is.
+ */
+struct cgstat_map {
+	void *entries;
+	void *pairs;
+	void *lists;
+	void *ctl;
+	const void *zero;
+	__u32 elems;
+	__u32 flags;
+	const volatile struct cgstat_map_config *config;
+	int (*take)(void *values, void *pending);
+	int (*fold)(void *into, void *pending);
+};
+
+/* Where an update goes; lives on the stack from begin to end. */
+struct cgstat_where {
+	struct cgstat_link *link;
+	struct cgstat_ctl *ctl;
+	__u64 id;
+	bool spill;
+};
+
+#define cgstat_read(x) (*(volatile typeof(x) *)&(x))
+#define cgstat_write(x, v) (*(volatile typeof(x) *)&(x) = (v))
+#define cgstat_xchg(x, v) __sync_lock_test_and_set(&(x), (v))
+#define cgstat_cmpxchg(x, old, v) __sync_val_compare_and_swap(&(x), (old), (v))
+
+/*
+ * The result has to be used: without it the compiler emits the form of the
+ * addition that does not return the old value, and that one is no barrier on
+ * arm64.
+ */
+#define cgstat_fetch_add(x, n)						\
+	({								\
+		__u64 old__ = __sync_fetch_and_add(&(x), (n));		\
+		asm volatile("" : : "r"(old__));			\
+	})
+
+#define cgstat_state(link) (cgstat_read((link)->state) & CGSTAT_STATE_MASK)
+
+static __always_inline __u64 *cgstat_pair_values(struct cgstat_pair *pair)
+{
+	return (__u64 *)(pair + 1);
+}
+
+static __always_inline __u64 *cgstat_spill(struct cgstat_entry *entry)
+{
+	return (__u64 *)(entry + 1);
+}
+
+static __always_inline struct cgstat_ctl *cgstat_get_ctl(struct cgstat_map map)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(map.ctl, &zero);
+}
+
+/* ---- values -------------------------------------------------------------- */
+
+/*
+ * Bucket of @value in a log2 histogram of @n buckets: 0 for values up to 1, i
+ * for values above 2^(i-1) and up to 2^i, the last for all that are larger.
+ */
+static __always_inline __u32 cgstat_log2_bucket(__u64 value, __u32 n)
+{
+	__u32 bits = 1;
+
+	if (value <= 1)
+		return 0;
+	value--;
+	if (value >> 32) { value >>= 32; bits += 32; }
+	if (value >> 16) { value >>= 16; bits += 16; }
+	if (value >> 8) { value >>= 8; bits += 8; }
+	if (value >> 4) { value >>= 4; bits += 4; }
+	if (value >> 2) { value >>= 2; bits += 2; }
+	if (value >> 1) { bits += 1; }
+	return bits < n ? bits : n - 1;
+}
+
+/*
+ * Bucket of @value in a linear histogram of @n buckets: 0 for values up to
+ * @start, i for those above and up to @start + i * @step, the last for all
+ * that are larger.
+ */
+static __always_inline __u64
+cgstat_linear_bucket(__u64 value, __u32 n, __u64 start, __u64 step)
+{
+	__u64 bucket;
+
+	if (value <= start)
+		return 0;
+	bucket = (value - start - 1) / step + 1;
+	/* So that the comparison is of what is used, for the verifier to see. */
+	asm volatile("" : "+r"(bucket));
+	if (bucket >= n)
+		return n - 1;
+	return bucket;
+}
+
+/* Tries to raise an element. Each that fails means that another one raised it. */
+#define CGSTAT_RAISE_TRIES 64
+
+/*
+ * Make @element at least @value, with a full barrier in any case, so that the
+ * test of the listed mark that follows comes after it: where the element holds
+ * as much already, whoever raised it may not have listed the array yet.
+ */
+static __always_inline void
+cgstat_raise_element(__u64 *element, __u64 value, struct cgstat_where *where)
+{
+	__u64 old;
+	int i;
+
+	for (i = 0; i < CGSTAT_RAISE_TRIES; i++) {
+		old = cgstat_read(*element);
+		if (old >= value) {
+			cgstat_fetch_add(*element, 0);
+			return;
+		}
+		if (cgstat_cmpxchg(*element, old, value) == old)
+			return;
+	}
+	__sync_fetch_and_add(&where->ctl->lost, 1);
+}
+
+/*
+ * HyperLogLog: 8 registers to an element, a byte each. A register holds the
+ * highest rank, the position of the lowest bit set, of the hashes that fell to
+ * it. Flajolet et al., "HyperLogLog", 2007.
+ */
+#define CGSTAT_HLL_HIGH 0x8080808080808080ULL
+
+/* Of each byte the larger one; ranks are below 128. */
+static __always_inline __u64 cgstat_hll_max(__u64 a, __u64 b)
+{
+	/* The high bit of each byte: whether a's is at least b's. */
+	__u64 larger = ((a | CGSTAT_HLL_HIGH) - b) & CGSTAT_HLL_HIGH;
+	/* ... as a mask of whole bytes, high bits left out */
+	__u64 mask = larger - (larger >> 7);
+
+	return (a & mask) | (b & ~mask);
+}
+
+/* The finalizer of MurmurHash3 (Appleby, public domain): any integer to a hash. */
+static __always_inline __u64 cgstat_hash(__u64 key)
+{
+	key ^= key >> 33;
+	key *= 0xff51afd7ed558ccdULL;
+	key ^= key >> 33;
+	key *= 0xc4ceb9fe1a85ec53ULL;
+	key ^= key >> 33;
+	return key;
+}
+
+/* Have @hash seen by the @n elements of @registers; @n is a power of two. */
+static __always_inline void
+cgstat_hll_see(__u64 *registers, __u32 n, __u64 hash, struct cgstat_where *where)
+{
+	__u32 index = hash & (8 * n - 1), shift = index % 8 * 8, i;
+	__u64 *element = &registers[index / 8], rest = hash / (8 * n), rank, old, new;
+
+	/* Of 64 bits the lowest have been used; a 1 above what is left ends it. */
+	rest |= 1ULL << 50;
+	rank = cgstat_log2_bucket(rest & -rest, 64) + 1;
+	for (i = 0; i < CGSTAT_RAISE_TRIES; i++) {
+		old = cgstat_read(*element);
+		new = cgstat_hll_max(old, rank << shift);
+		if (new == old) {
+			cgstat_fetch_add(*element, 0);
+			return;
+		}
+		if (cgstat_cmpxchg(*element, old, new) == old)
+			return;
+	}
+	__sync_fetch_and_add(&where->ctl->lost, 1);
+}
+
+/* ---- update ------------------------------------------------------------- */
+
+/*
+ * The array that an update of cgroup @id on this cpu adds to, without making
+ * an entry: the per-cpu array, or where there is no memory for one (as is
+ * common with interrupts off, the memory being refilled when they are on), the
+ * entry's spill array.
+ */
+static __always_inline __u64 *
+cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
+		   struct cgstat_where *where)
+{
+	struct cgstat_pair_key key = { .id = id, .cpu = bpf_get_smp_processor_id() };
+	struct cgstat_entry *entry;
+	struct cgstat_pair *pair;
+
+	where->link = NULL;
+	where->ctl = ctl;
+	where->id = id;
+	where->spill = false;
+	if (!(map.flags & CGSTAT_NO_PERCPU)) {
+		pair = bpf_map_lookup_elem(map.pairs, &key);
+		if (pair) {
+			where->link = &pair->link;
+			return cgstat_pair_values(pair);
+		}
+	}
+	entry = bpf_map_lookup_elem(map.entries, &id);
+	if (!entry || !cgstat_read(entry->parent))
+		return NULL;
+	if (!(map.flags & CGSTAT_NO_PERCPU)) {
+		if (map.zero && !bpf_map_update_elem(map.pairs, &key, (void *)map.zero, BPF_NOEXIST))
+			__sync_fetch_and_add(&ctl->pairs, 1);
+		pair = bpf_map_lookup_elem(map.pairs, &key);
+		if (pair) {
+			where->link = &pair->link;
+			return cgstat_pair_values(pair);
+		}
+		__sync_fetch_and_add(&ctl->spilled, 1);
+	}
+	where->spill = true;
+	where->link = &entry->link;
+	return cgstat_spill(entry);
+}
+
+static __always_inline void cgstat_count_lost(struct cgstat_map map)
+{
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+
+	if (ctl)
+		__sync_fetch_and_add(&ctl->lost, 1);
+}
+
+/*
+ * standalone: push cgroup @id to a list of this cpu. Only this cpu pushes
+ * there, so the exchange fails only where an interrupt pushed, or a flush
+ * emptied the list, between the read and the exchange. Being linked by ids the
+ * list has no ABA problem: whatever happened in between, @next names what is
+ * at the head at the moment of the exchange.
+ */
+static __always_inline bool cgstat_push(__u64 *head, __u64 *next, __u64 id)
+{
+	__u64 old;
+	int i;
+
+	for (i = 0; i < 64; i++) {
+		old = cgstat_read(*head);
+		cgstat_write(*next, old);
+		if (cgstat_cmpxchg(*head, old, id) == old)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * standalone: the update that we interrupted is about to list this array but
+ * may not have. Leave a note for the flush, which then takes the values
+ * without a look at the link. Where all notes are taken nothing is lost: the
+ * interrupted update lists the array when it goes on. Until then a lookup
+ * misses this one. Where programs cannot be preempted no more than three
+ * arrays are about to be listed on a cpu, so that does not happen.
+ */
+static __always_inline void cgstat_set_aside(struct cgstat_list *list, __u64 id)
+{
+	__u64 old;
+	int i;
+
+	for (i = 0; i < CGSTAT_ASIDE; i++) {
+		old = cgstat_cmpxchg(list->aside[i], 0, id);
+		if (!old || old == id)
+			return;
+	}
+}
+
+/* standalone: put the array on its list, if it is not there. */
+static __always_inline void
+cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
+{
+	struct cgstat_link *link = where->link;
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct cgstat_list *list;
+	__u64 flushes, state;
+	bool listed;
+
+	list = bpf_map_lookup_elem(map.lists, &cpu);
+	if (!list)
+		return;
+	flushes = cgstat_read(link->state) & ~CGSTAT_STATE_MASK;
+	if (cgstat_cmpxchg(link->state, flushes | CGSTAT_UNLISTED,
+			   flushes | CGSTAT_LISTING) == (flushes | CGSTAT_UNLISTED)) {
+		listed = cgstat_push(where->spill ? &list->spills : &list->pairs,
+				     &link->next, where->id);
+		/* Where the push gave up, the note and the next update remain. */
+		cgstat_cmpxchg(link->state, flushes | CGSTAT_LISTING,
+			       flushes | (listed ? CGSTAT_LISTED : CGSTAT_UNLISTED));
+	}
+	/* A flush that came since we read their number takes what we added. */
+	state = cgstat_read(link->state);
+	if (state == (flushes | CGSTAT_LISTING) || state == (flushes | CGSTAT_UNLISTED))
+		cgstat_set_aside(list, where->id);
+}
+
+/* ---- what a collector's author uses -------------------------------------- */
+
+#define CGSTAT_TEXT_(...) #__VA_ARGS__
+#define CGSTAT_TEXT(...) CGSTAT_TEXT_(__VA_ARGS__)
+#define CGSTAT_FIRST_(first, ...) first
+#define CGSTAT_FIRST(...) CGSTAT_FIRST_(__VA_ARGS__, 0)
+
+/* Count @n more in @field. */
+#define cgstat_add(map, cgrp, field, n)					\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_inc(v__->field, n)
+
+/* Count @value in the histogram @field: log2, linear, of explicit bounds. */
+#define cgstat_log2(map, cgrp, field, value)				\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_inc_log2(v__->field, value)
+#define cgstat_linear(map, cgrp, field, value, ...)			\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_inc_linear(v__->field, value, __VA_ARGS__)
+#define cgstat_bounds(map, cgrp, field, value, ...)			\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_inc_bounds(v__->field, value, __VA_ARGS__)
+
+/* Make @field, tagged CGSTAT_MAX, at least @value; CGSTAT_MIN, at most. */
+#define cgstat_max(map, cgrp, field, value)				\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_raise(v__->field, value)
+#define cgstat_min(map, cgrp, field, value)				\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_lower(v__->field, value)
+
+/* Have @key counted as one of the distinct keys of @field, tagged CGSTAT_HLL. */
+#define cgstat_distinct(map, cgrp, field, key)				\
+	cgstat_update(map, cgrp, v__)					\
+		cgstat_see(v__->field, key)
+
+/*
+ * Several additions to one cgroup for one look-up:
+ *
+ *	cgstat_update(latency, cgrp, v) {
+ *		cgstat_inc(v->total_ns, delta);
+ *		cgstat_inc_log2(v->wait_ns, delta);
+ *		cgstat_raise(v->max_ns, delta);
+ *	}
+ *
+ * The block runs once, or not at all where there is nothing to add to, which
+ * is shown as lost. It must not be left by return, break or goto.
+ */
+#define cgstat_update(map, cgrp, v)					\
+	for (struct {							\
+		typeof(cgrp) cg;					\
+		struct cgstat_where where;				\
+		typeof(((struct map##_entry *)0)->total) *values;	\
+	     } at__ = { .cg = (cgrp) },					\
+	     *once__ = (at__.values = map##_begin(at__.cg, &at__.where)) ? &at__ : NULL; \
+	     once__; map##_end(at__.cg, &at__.where), once__ = NULL)	\
+		for (typeof(at__.values) v = at__.values; v; v = NULL)
+
+/* In such a block: */
+#define cgstat_inc(element, n) cgstat_fetch_add(element, n)
+#define cgstat_inc_log2(array, value)					\
+	cgstat_fetch_add((array)[cgstat_log2_bucket(value, sizeof(array) / 8)], 1)
+/* The bounds are those of the field's tag; START, STEP. */
+#define cgstat_inc_linear(array, value, ...)				\
+	cgstat_fetch_add((array)[cgstat_linear_bucket(value, sizeof(array) / 8, \
+						      __VA_ARGS__)], 1)
+/* BOUND, BOUND, ...: one bucket more than there are bounds. */
+#define cgstat_inc_bounds(array, value, ...)				\
+	({								\
+		const __u64 bounds__[] = { __VA_ARGS__ };		\
+		__u64 value__ = (value);				\
+		__u32 bucket__ = 0, i__;				\
+		_Static_assert(sizeof(array) == sizeof(bounds__) + 8,	\
+			       "a histogram has one bucket more than bounds"); \
+		_Pragma("clang loop unroll(full)")			\
+		for (i__ = 0; i__ < sizeof(bounds__) / 8; i__++)	\
+			bucket__ += value__ > bounds__[i__];		\
+		if (bucket__ < sizeof(array) / 8)			\
+			cgstat_fetch_add((array)[bucket__], 1);		\
+	})
+#define cgstat_raise(element, value)					\
+	cgstat_raise_element(&(element), (value), &at__.where)
+/* Kept as the maximum of the complement: 0 is what was never updated. */
+#define cgstat_lower(element, value)					\
+	cgstat_raise_element(&(element), ~(__u64)(value), &at__.where)
+#define cgstat_see(array, key)						\
+	cgstat_hll_see((array), sizeof(array) / 8, cgstat_hash(key), &at__.where)
+
+#endif /* CGSTAT_UPDATE_H */
