@@ -7,16 +7,26 @@ KERNEL ?=
 # What is built, and what runs it: clang and bpftool compile the BPF programs, llvm strips
 # them, libfuse3-dev and the Python headers are for building pyfuse3.
 PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-venv python3-dev
-# What the tests drive the mount with, and boot.
+# What the tests drive the mount with, compile with as others do, and boot.
 TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
-	qemu-system-x86 rsync tar tree util-linux
+	python3-bpfcc qemu-system-x86 rsync tar tree util-linux
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
 OBJECTS = $(patsubst bpf/%.bpf.c,cgstatfs/objects/%.bpf.o,$(wildcard bpf/*.bpf.c))
-TEST_OBJECTS = $(patsubst tests/bpf/%.bpf.c,build/tests/%.bpf.o,$(wildcard tests/bpf/*.bpf.c))
+# What `cgstatfs build` and `cgstatfs new` need of bpf/.
+INCLUDES = $(patsubst bpf/%,cgstatfs/include/%,$(wildcard bpf/*.h))
+TEMPLATES = $(patsubst bpf/templates/%,cgstatfs/templates/%,$(wildcard bpf/templates/*))
+# One to a case of that source.
+HOSTILE = tests/bpf/hostile/cases.bpf.c
+HOSTILE_OBJECTS = $(patsubst case_%,build/tests/hostile/%.bpf.o,\
+	$(sort $(shell sed -n 's/^.ifdef case_/case_/p' $(HOSTILE))))
+EXAMPLES = $(patsubst bpf/examples/%.bpf.c,build/examples/%.bpf.o,$(wildcard bpf/examples/*.bpf.c))
+TEST_OBJECTS = $(EXAMPLES) $(patsubst tests/bpf/%.bpf.c,build/tests/%.bpf.o,$(wildcard tests/bpf/*.bpf.c)) \
+	$(HOSTILE_OBJECTS)
 ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
+	-fms-extensions -Wno-microsoft-anon-tag \
 	-Ibuild -Ibpf
 
 .DELETE_ON_ERROR:
@@ -44,7 +54,7 @@ umount: root
 		$(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
 	else echo "$(MOUNTPOINT) is not mounted"; fi
 
-build: root packages $(VENV)/installed $(OBJECTS)
+build: root packages $(VENV)/installed $(OBJECTS) $(INCLUDES) $(TEMPLATES)
 
 test: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
@@ -53,7 +63,7 @@ test-vm: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
 
 clean:
-	rm -rf build cgstatfs/objects $(VENV)
+	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "not root: mounting and BPF need it; try sudo make" >&2; exit 1; }
@@ -101,8 +111,23 @@ define compile
 	llvm-strip -g $@
 endef
 
-cgstatfs/objects/%.bpf.o: bpf/%.bpf.c bpf/cgstat.bpf.h build/vmlinux.h
+cgstatfs/include/%: bpf/%
+	@mkdir -p $(@D)
+	cp $< $@
+
+cgstatfs/templates/%: bpf/templates/%
+	@mkdir -p $(@D)
+	cp $< $@
+
+cgstatfs/objects/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) build/vmlinux.h
 	$(compile)
 
-build/tests/%.bpf.o: tests/bpf/%.bpf.c $(wildcard tests/bpf/*.bpf.c) bpf/cgstat.bpf.h build/vmlinux.h
+build/examples/%.bpf.o: bpf/examples/%.bpf.c $(wildcard bpf/*.h) build/vmlinux.h
+	$(compile)
+
+build/tests/%.bpf.o: tests/bpf/%.bpf.c $(wildcard tests/bpf/*.bpf.c bpf/*.h) build/vmlinux.h
+	$(compile)
+
+$(HOSTILE_OBJECTS): BPF_CFLAGS += -Wno-unused-function -Dcase_$(patsubst %.bpf.o,%,$(@F))
+$(HOSTILE_OBJECTS): $(HOSTILE) $(wildcard bpf/*.h) build/vmlinux.h
 	$(compile)

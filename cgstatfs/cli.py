@@ -10,10 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, inspection, mountpoint
+from . import __version__, authoring, btf, control, inspection, mountpoint
 from .collectors import CollectorError
-from .daemon import SHIPPED, Settings, run
+from .daemon import COLLECTORS, Settings, run
 from .engines import ENGINES, EngineUnavailable
+from .registry import wanted
 from .runtime import Runtime, State, mount_bpffs
 
 __all__ = ("main",)
@@ -65,18 +66,25 @@ def _mount_point(text: str) -> Path:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     engine, root = arguments.engine, arguments.root
+    directories = [Path(os.path.abspath(each)) for each in arguments.collectors]
     for option in ",".join(arguments.options).split(","):
         key, _, value = option.partition("=")
         if key == "engine" and value:
             engine = engine or value
         elif key == "root" and value:
             root = root or value
+        elif key == "collectors" and value:
+            directories.append(Path(os.path.abspath(value)))
         elif option and option not in _IGNORED_OPTIONS and not option.startswith("x-"):
-            raise _Failure(f'unknown mount option "{option}"; engine=NAME and root=CGROUP are known')
+            raise _Failure(f'unknown mount option "{option}"; engine=NAME, root=CGROUP and '
+                           "collectors=DIR are known")  # fmt: skip
     names = [kind.name for kind in ENGINES]
     if engine not in (None, *names):
         raise _Failure(f'unknown engine "{engine}"; there are {", ".join(names)}')
-    return Settings(_mount_point(arguments.mountpoint), root or "/", engine)
+    for directory in directories:
+        if not directory.is_dir():
+            raise _Failure(f"{directory}: no such directory of collectors")
+    return Settings(_mount_point(arguments.mountpoint), root or "/", engine, tuple(directories))
 
 
 def _prepare(settings: Settings) -> Runtime:
@@ -231,12 +239,95 @@ def _umount(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# load, unload, reload, adopt
+
+
+def _running(arguments: argparse.Namespace) -> Runtime:
+    """The mount to be changed: the one that is named, or the only one."""
+    if arguments.mount:
+        path = _mount_point(arguments.mount)
+        runtime = Runtime(path)
+        state = runtime.read_state()
+        if state is None or not state.lives():
+            raise _Failure(f"{path}: no cgstatfs is mounted there")
+        return runtime
+    found = [r for r in Runtime.all() if (state := r.read_state()) and state.lives()]
+    if len(found) != 1:
+        points = ", ".join(str(r.mount_point) for r in found)
+        raise _Failure(f"several are mounted: {points}; choose with --mount" if found else
+                       "no cgstatfs is mounted; cgstatfs mount MOUNTPOINT")  # fmt: skip
+    return found[0]
+
+
+def _ask(arguments: argparse.Namespace, question: dict[str, object]) -> int:
+    _require_root()
+    try:
+        done, status = control.ask(_running(arguments).socket, question), 0
+    except control.Refused as refused:
+        done, status = refused.done, _fail(str(refused))
+    for line in done:
+        print(line)
+    return status
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    initials = {}
+    for each in arguments.initial:
+        file, _, cgroup = each.partition("=") if not each.startswith("/") else ("", "", each)
+        if not cgroup.startswith("/"):
+            raise _Failure(f'--initial {each}: takes /CGROUP or STATSMAP=/CGROUP')
+        initials[file] = cgroup
+    path = os.path.abspath(arguments.file)
+    if not path.endswith((".bpf.o", ".bcc.c")):
+        raise _Failure(f"{path}: no collector; its name has to end in .bpf.o or .bcc.c")
+    return _ask(arguments, {"do": "load", "path": path, "initials": initials, "keep": arguments.keep})
+
+
+def _unload(arguments: argparse.Namespace) -> int:
+    return _ask(arguments, {"do": "unload", "name": arguments.name})
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    return _ask(arguments, {"do": "reload", "keep": arguments.keep})
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    path = os.path.abspath(arguments.map)
+    return _ask(arguments, {"do": "adopt", "name": arguments.name, "path": path})
+
+
+# new, build
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    path = authoring.write_new(arguments.name, Path(), bcc=arguments.bcc)
+    do = "load" if arguments.bcc else "build"
+    print(f"{path}: written; next: cgstatfs {do} {path}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.output) if arguments.output else None
+    built = authoring.build(Path(arguments.file), output, arguments.for_clang)
+    print(f"{built.path}: built")
+    for about in built.maps:
+        flags = "".join(f", {btf.FLAGS[flag]}" for flag in sorted(about.flags))
+        count = about.value_type.elements
+        print(f"  {about.file}: {count} element{'s' if count != 1 else ''}{flags}")
+        for line in inspection.describe_elements(about.value_type):
+            print(f"    {line}")
+    for note in built.notes:
+        print(f"  note: {note}")
+    return 0
+
+
 # check, list
 
 
-def _check(_: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     _require_root()
-    if not inspection.check(SHIPPED):
+    paths = wanted([COLLECTORS, *map(Path, arguments.collectors)])
+    if not inspection.check(paths):
         raise _Failure("cannot be mounted on this machine, for what is said above")
     return 0
 
@@ -285,6 +376,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
     )  # fmt: skip
     mount.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
+    mount.add_argument(
+        "--collectors", metavar="DIR", action="append", default=[],
+        help=f"load the collectors in there, besides those in {COLLECTORS}",
+    )  # fmt: skip
     mount.add_argument("--foreground", action="store_true", help="do not detach")
 
     umount = command(
@@ -293,10 +388,57 @@ def _parser() -> argparse.ArgumentParser:
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument("-l", "--lazy", action="store_true", help="also if it is in use")
 
-    command(
+    def changing(name, function, help, example):
+        sub = command(name, function, help, example)
+        sub.add_argument("--mount", metavar="MOUNTPOINT", help="which one, if several are mounted")
+        return sub
+
+    keep = "go on with the counts of the one that is replaced, if the type is the same"
+    load = changing(
+        "load", _load, "load a collector into a running mount",
+        "cgstatfs load --initial /system.slice ./mystats.bpf.o",
+    )  # fmt: skip
+    load.add_argument("file", metavar="FILE", help="NAME.bpf.o or NAME.bcc.c")
+    load.add_argument("--keep", action="store_true", help=keep)
+    load.add_argument(
+        "--initial", metavar="[STATSMAP=]/CGROUP", action="append", default=[],
+        help="count in this cgroup and below it alone, for as long as it exists",
+    )  # fmt: skip
+    unload = changing("unload", _unload, "end a collector of a running mount", "cgstatfs unload mystats")
+    unload.add_argument("name", metavar="NAME")
+    reload = changing(
+        "reload", _reload, "load and unload what has changed in the collectors' directories",
+        "cgstatfs reload --keep",
+    )  # fmt: skip
+    reload.add_argument("--keep", action="store_true", help=keep)
+    adopt = changing(
+        "adopt", _adopt, "show a map that another tool has pinned",
+        "cgstatfs adopt theirs /sys/fs/bpf/theirs",
+    )  # fmt: skip
+    adopt.add_argument("name", metavar="NAME", help="of the file")
+    adopt.add_argument("map", metavar="PINNED_MAP")
+
+    new = command(
+        "new", _new, "write the source of a new collector, to start from", "cgstatfs new mystats"
+    )
+    new.add_argument("name", metavar="NAME", help="of the collector, and of the file it shows")
+    new.add_argument("--bcc", action="store_true", help="one that bcc compiles when it is loaded")
+    build = command(
+        "build", _build, "compile a collector", "cgstatfs build mystats.bpf.c -- -DLIMIT=100"
+    )
+    build.add_argument(
+        "-o", dest="output", metavar="OUT", help="what to make; else NAME.bpf.o next to the source"
+    )
+    build.add_argument("file", metavar="NAME.bpf.c")
+    build.usage = "cgstatfs build [-h] [-o OUT] NAME.bpf.c [-- CLANG_OPTION ...]"
+
+    check = command(
         "check", _check, "say what works on this kernel, and what would make the rest work",
         "cgstatfs check",
     )  # fmt: skip
+    check.add_argument(
+        "--collectors", metavar="DIR", action="append", default=[], help="try those in there, too"
+    )
     command(
         "list", _list, "show the stats maps, what they cost and what they missed", "cgstatfs list"
     )
@@ -308,6 +450,17 @@ def _fail(message: str) -> int:
     return 1
 
 
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The command line, and what of it a build hands on to clang.
+
+    Not by argparse: to it what follows ``--`` are arguments of ours that begin with a dash.
+    """
+    if argv[:1] != ["build"] or "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script.
 
@@ -316,7 +469,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    arguments = _parser().parse_args(argv)
+    own, for_clang = _split(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(own, argparse.Namespace(for_clang=for_clang))
     try:
         return arguments.function(arguments)
     except _Failure as error:

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Collectors: load them for an engine, in the order that keeps them exact, and pin them.
+"""Collectors that run: their stats maps, and the pins that hold them.
 
-The order for each: programs of the entries' life cycle, the engine's programs, entries for the
-cgroups that exist, and the collector's own programs last, so that an update always finds its
-entry.
+A collector is loaded by :mod:`cgstatfs.loading` (or :mod:`cgstatfs.bcc_loading`), in whichever
+process, and pinned in bpffs. From its pins any process can serve it; they are all that it
+needs to go on counting.
+
+A collector's directory in bpffs, without the dots that bpffs reserves::
+
+    NAME/maps/PREFIX_{entries,pairs,lists,ctl,config}   of each stats map
+    NAME/maps/config                                    struct cgstat_config
+    NAME/programs/*, NAME/links/*                       by the names of the programs
 """
 
 from __future__ import annotations
@@ -12,7 +18,8 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from . import btf, libbpf
@@ -20,62 +27,205 @@ from .engines import ENGINES, Engine
 from .engines.base import Lookup
 from .valuetype import ValueType
 
-__all__ = ("Collector", "CollectorError", "StatsMap", "check_file_name", "load")
+__all__ = (
+    "CONFIG", "Collector", "CollectorError", "Counters", "MAP_CONFIG", "PARTS", "StatsMap",
+    "check_collector_name", "check_file_name", "remove_pins",
+)  # fmt: skip
 
-_LIFE_CYCLE = ("release", "mkdir")
-_POPULATE = "populate"
-_ENTRIES = "_entries"
-_CONFIG = ".rodata.cgstat"
-_MAX_PAIRS = 1 << 18
-_MAX_DEPTH = 256
-_LOG_LINES = 12
+# The BPF maps that a stats map consists of.
+PARTS = ("entries", "pairs", "lists", "ctl")
+
+# struct cgstat_config and struct cgstat_map_config without its operations
+CONFIG = struct.Struct("=4I")
+MAP_CONFIG = struct.Struct("=Q3I")
+_CONFIG_PIN = "config"
+# The head of struct cgstat_ctl
+_COUNTERS = struct.Struct("=5Q")
 
 
 class CollectorError(Exception):
     """A collector cannot be used; the message names its file and the reason."""
 
 
+@dataclass(frozen=True)
+class Counters:
+    """What a stats map counts of itself; see struct cgstat_ctl in bpf/cgstat_update.h."""
+
+    entries: int
+    pairs: int
+    spilled: int
+    displaced: int
+    lost: int
+
+
 @dataclass
 class StatsMap:
-    """One stats map of a loaded collector.
+    """One stats map of a collector.
 
     :param file: name of its file in every directory
     :param prefix: its name in the collector's source
+    :param initial: id of its initial cgroup; 0: the root of the hierarchy
     :param lookup: the engine's flushing lookup
     """
 
     file: str
     prefix: str
     value_type: ValueType
+    flags: frozenset[str]
+    initial: int
     lookup: Lookup
 
 
 @dataclass
 class Collector:
-    """A loaded collector. Its programs run until :meth:`close`, or while they are pinned."""
+    """A loaded collector, by descriptors under the names that they are pinned with.
+
+    It runs until :meth:`close`, or for as long as it is pinned.
+
+    :ivar engine: of all its stats maps
+    :ivar notes: what its user should know
+    """
 
     name: str
-    maps: list[StatsMap]
-    object: libbpf.Object
-    links: dict[str, libbpf.Link]
+    engine: Engine
+    maps: dict[str, int] = field(default_factory=dict)
+    programs: dict[str, int] = field(default_factory=dict)
+    links: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def prefixes(self) -> Iterator[str]:
+        """Names of its stats maps in its source."""
+        for name in self.maps:
+            if name.endswith("_entries") and f"{name.removesuffix('_entries')}_pairs" in self.maps:
+                yield name.removesuffix("_entries")
+
+    @cached_property
+    def stats_maps(self) -> list[StatsMap]:
+        """What it serves.
+
+        :raises CollectorError: a type is not that of a stats map
+        """
+        return [self._stats_map(prefix) for prefix in self.prefixes]
+
+    def description(self, prefix: str) -> btf.Description:
+        """Of one stats map, by its entries' type.
+
+        :raises CollectorError: there is none
+        """
+        info = libbpf.map_info(self.maps[f"{prefix}_entries"])
+        try:
+            found = btf.describe(info.btf_id, info.btf_value_type_id) if info.btf_id else None
+        except ValueError as error:
+            raise CollectorError(str(error)) from None
+        if not found:
+            raise CollectorError(
+                f'map "{prefix}_entries" has no BTF of a stats map; '
+                "declare it with CGSTAT_MAP and compile with -g"
+            )
+        return found
+
+    def initial(self, prefix: str) -> int:
+        """Id of a stats map's initial cgroup; 0: the root of the hierarchy."""
+        return MAP_CONFIG.unpack_from(self._config(f"{prefix}_{_CONFIG_PIN}"))[0]
+
+    def _config(self, name: str) -> bytes:
+        fd = self.maps[name]
+        return libbpf.map_lookup(fd, bytes(4), libbpf.map_info(fd).value_size) or b""
+
+    def _stats_map(self, prefix: str) -> StatsMap:
+        about = self.description(prefix)
+        program = self.programs[f"{prefix}_{self.engine.programs[-1]}"]
+        lookup = self.engine.lookup(program, about.value_type)
+        return StatsMap(
+            about.file, prefix, about.value_type, about.flags, self.initial(prefix), lookup
+        )
+
+    def counters(self, prefix: str) -> Counters:
+        """What a stats map counts of itself."""
+        fd = self.maps[f"{prefix}_ctl"]
+        size = libbpf.map_info(fd).value_size
+        return Counters(*_COUNTERS.unpack_from(libbpf.map_lookup(fd, bytes(4), size) or bytes(size)))
+
+    def misses(self) -> dict[str, int]:
+        """Runs that BPF skipped, by program."""
+        return {name: libbpf.recursion_misses(fd) for name, fd in self.programs.items()}
 
     def pin(self, directory: Path) -> None:
-        """Pin maps, programs and links, so that they can be inspected by others."""
-        directory.mkdir(parents=True)
+        """Pin everything. It appears under its name when all of it is there.
+
+        What was pinned under that name ends.
+
+        :raises OSError: bpffs refuses
+        """
+        partial = directory.with_name(f"new~{directory.name}")
+        remove_pins(partial)
+        partial.mkdir(mode=0o700, parents=True)
         for kind in ("maps", "programs", "links"):
-            (directory / kind).mkdir()
-        for name in _stats_map_parts(self.object):
-            libbpf.pin(self.object.maps[name].fd, directory / "maps" / name)
-        # bpffs reserves names with dots.
-        libbpf.pin(self.object.maps[_CONFIG].fd, directory / "maps" / "config")
-        for name, link in self.links.items():
-            libbpf.pin(self.object.programs[name].fd, directory / "programs" / name)
-            libbpf.pin(link.fd, directory / "links" / name)
+            (partial / kind).mkdir()
+            for name, fd in getattr(self, kind).items():
+                libbpf.pin(fd, partial / kind / name)
+        remove_pins(directory)
+        partial.rename(directory)
+
+    @classmethod
+    def from_pins(cls, directory: Path) -> Collector:
+        """Open what is pinned, but the links: whoever unpins those ends it.
+
+        :raises OSError: there is no such collector
+        :raises CollectorError: another version of cgstatfs made it
+        """
+        collector = cls(directory.name, ENGINES[0]())
+        try:
+            for kind in ("maps", "programs"):
+                for path in sorted((directory / kind).iterdir()):
+                    getattr(collector, kind)[path.name] = libbpf.get_pinned(path)
+            number, *_ = CONFIG.unpack_from(collector._config(_CONFIG_PIN))
+            collector.engine = _engine_numbered(number)
+        except BaseException:
+            collector.close()
+            raise
+        return collector
 
     def close(self) -> None:
-        for link in self.links.values():
-            link.close()
-        self.object.close()
+        """Close the descriptors; what is not pinned goes."""
+        for kind in (self.links, self.programs, self.maps):
+            for fd in kind.values():
+                os.close(fd)
+            kind.clear()
+
+
+def _engine_numbered(number: int) -> Engine:
+    """The engine that a collector was loaded for.
+
+    :raises CollectorError: there is none; another version made this
+    """
+    for kind in ENGINES:
+        if kind.number == number:
+            return kind()
+    raise CollectorError(f"engine {number} is unknown to this version of cgstatfs")
+
+
+def remove_pins(directory: Path) -> None:
+    """End a collector that nobody else holds; links first, as what they run uses the rest.
+
+    :param directory: where it is pinned; need not exist
+    """
+    for kind in ("links", "programs", "maps"):
+        if (directory / kind).is_dir():
+            for path in (directory / kind).iterdir():
+                path.unlink()
+            (directory / kind).rmdir()
+    if directory.is_dir():
+        directory.rmdir()
+
+
+# Names
+
+
+def _bad_characters(name: str, others: str) -> str:
+    bad = sorted({c for c in name if not (c.isascii() and (c.isalnum() or c in others))})
+    return ", ".join(map(repr, bad))
 
 
 def check_file_name(name: str) -> None:
@@ -87,157 +237,23 @@ def check_file_name(name: str) -> None:
         raise ValueError(f'stats map name "{name[:80]}" has {len(name)} characters; use 1 to 64')
     if name.startswith("."):
         raise ValueError(f'stats map name "{name}" starts with a dot; such names are reserved')
-    bad = sorted({c for c in name if not (c.isascii() and (c.isalnum() or c in "._-+"))})
-    if bad:
+    if bad := _bad_characters(name, "._-+"):
         raise ValueError(
-            f'stats map name "{name}" has {", ".join(map(repr, bad))}; '
-            "use ASCII letters, digits and . _ - +"
+            f'stats map name "{name}" has {bad}; use ASCII letters, digits and . _ - +'
         )
 
 
-def _verifier_tail(lines: list[str]) -> str:
-    """The lines of a log that say why."""
-    wanted = [line for line in lines if line.strip() and "END PROG LOAD LOG" not in line]
-    return "\n".join(f"    {line}" for line in wanted[-_LOG_LINES:])
+def check_collector_name(name: str) -> None:
+    """Refuse what bpffs, or a command line, could not take.
 
-
-def _prefixes(obj: libbpf.Object) -> Iterator[str]:
-    for name in obj.maps:
-        if name.endswith(_ENTRIES) and f"{name.removesuffix(_ENTRIES)}_pairs" in obj.maps:
-            yield name.removesuffix(_ENTRIES)
-
-
-def _stats_map_parts(obj: libbpf.Object) -> list[str]:
-    """The BPF maps that stats maps consist of; others are the collector's own."""
-    return [f"{p}_{part}" for p in _prefixes(obj) for part in ("entries", "pairs", "lists", "ctl")]
-
-
-def _engine_programs(prefix: str, engine: type[Engine] | Engine) -> set[str]:
-    return {f"{prefix}_{ending}" for ending in engine.programs}
-
-
-def _configure(obj: libbpf.Object, engine: Engine, prefixes: list[str]) -> None:
-    """Set what the header leaves to the loader; see struct cgstat_config."""
-    cpus = libbpf.possible_cpus()
-    config = struct.pack(
-        "=4I",
-        engine.number,
-        cpus,
-        "css_rstat_updated" in btf.kernel_functions(),
-        "bpf_cgroup_acquire" in btf.kernel_functions(),
-    )
-    obj.maps[_CONFIG].set_initial_value(config)
-    for prefix in prefixes:
-        entries = obj.maps[f"{prefix}_entries"].max_entries
-        obj.maps[f"{prefix}_lists"].max_entries = cpus
-        # What finds no room here is spilled, at some cost and without loss.
-        obj.maps[f"{prefix}_pairs"].max_entries = min(entries * cpus, _MAX_PAIRS)
-        for other in ENGINES:
-            for name in _engine_programs(prefix, other) - _engine_programs(prefix, engine):
-                obj.programs[name].set_autoload(False)
-
-
-def _describe(obj: libbpf.Object, prefix: str, path: Path) -> tuple[str, ValueType]:
-    info = libbpf.map_info(obj.maps[prefix + _ENTRIES].fd)
-    try:
-        described = btf.describe(info.btf_id, info.btf_value_type_id) if info.btf_id else None
-        if not described:
-            raise CollectorError(
-                f'{path}: map "{prefix}{_ENTRIES}" has no BTF of a stats map; '
-                "declare it with CGSTAT_MAP and compile with -g"
-            )
-        check_file_name(described[0])
-        return described
-    except ValueError as error:
-        raise CollectorError(f"{path}: {error}") from None
-
-
-def _populate(obj: libbpf.Object, prefix: str, root_id: int) -> None:
-    """Make the entries of the cgroups that exist, parents first.
-
-    In a cgroup namespace the root that we see has ancestors. Their iterator goes from the
-    root up, so each walk makes the entry of the topmost that has none.
+    :raises CollectorError: with the reason
     """
-    program = obj.programs[f"{prefix}_{_POPULATE}"]
-    entries = obj.maps[prefix + _ENTRIES].fd
-    key, size = root_id.to_bytes(8, sys.byteorder), libbpf.map_info(entries).value_size
-    for _ in range(_MAX_DEPTH):
-        if libbpf.map_lookup(entries, key, size):
-            break
-        _walk(program, libbpf.CGROUP_ITER_ANCESTORS_UP, root_id)
-    _walk(program, libbpf.CGROUP_ITER_DESCENDANTS_PRE, root_id)
-
-
-def _walk(program: libbpf.Program, order: int, root_id: int) -> None:
-    link = libbpf.create_cgroup_iter_link(program.fd, order, root_id)
-    try:
-        walk = libbpf.create_iter(link)
-        try:
-            while os.read(walk, 4096):
-                pass
-        finally:
-            os.close(walk)
-    finally:
-        os.close(link)
-
-
-def _attach(
-    obj: libbpf.Object, engine: Engine, prefixes: list[str], root_id: int
-) -> dict[str, libbpf.Link]:
-    links: dict[str, libbpf.Link] = {}
-    try:
-        ours = set()
-        for prefix in prefixes:
-            for ending in (*_LIFE_CYCLE, *engine.attached):
-                name = f"{prefix}_{ending}"
-                links[name] = obj.programs[name].attach()
-            _populate(obj, prefix, root_id)
-            ours.add(f"{prefix}_{_POPULATE}")
-            ours.update(*(_engine_programs(prefix, kind) for kind in ENGINES))
-        for name, program in obj.programs.items():
-            if name not in ours and name not in links:
-                links[name] = program.attach()
-    except OSError:
-        for link in links.values():
-            link.close()
-        raise
-    return links
-
-
-def load(path: Path, engine: Engine, root_id: int) -> Collector:
-    """Load a compiled collector, make its entries and attach it.
-
-    :param path: a CO-RE object, built from C that includes ``cgstat.bpf.h``
-    :param root_id: id of the root of the v2 hierarchy, as far up as we see it
-    :raises CollectorError: anything about it or this kernel prevents that; nothing is left
-    """
-    obj = None
-    try:
-        obj = libbpf.Object(path)
-        prefixes = list(_prefixes(obj))
-        if not prefixes or _CONFIG not in obj.maps:
-            raise CollectorError(f"{path}: declares no stats map; use CGSTAT_MAP of cgstat.bpf.h")
-        _configure(obj, engine, prefixes)
-        obj.load()
-        described = {prefix: _describe(obj, prefix, path) for prefix in prefixes}
-        for name in _stats_map_parts(obj):
-            obj.maps[name].freeze()
-        links = _attach(obj, engine, prefixes, root_id)
-    except (OSError, CollectorError) as error:
-        if obj:
-            obj.close()
-        if isinstance(error, CollectorError):
-            raise
-        tail = _verifier_tail(error.log) if isinstance(error, libbpf.LoadError) else ""
-        reason = error.strerror if error.filename == str(path) else f"{error.filename}: {error.strerror}"
-        raise CollectorError(f"{path}: {reason}" + (f"\n{tail}" if tail else "")) from None
-    maps = [
-        StatsMap(
-            file,
-            prefix,
-            value_type,
-            engine.lookup(obj.programs[f"{prefix}_{engine.programs[-1]}"], value_type),
+    if not name or len(name) > 64 or not name[0].isalnum():
+        raise CollectorError(
+            f'collector name "{name[:80]}" is not 1 to 64 characters that begin with a letter or digit'
         )
-        for prefix, (file, value_type) in described.items()
-    ]
-    return Collector(path.name.removesuffix(".bpf.o"), maps, obj, links)
+    if bad := _bad_characters(name, "_-"):
+        raise CollectorError(
+            f'collector name "{name}" has {bad}; use ASCII letters, digits, _ and - '
+            "(bpffs reserves dots)"
+        )

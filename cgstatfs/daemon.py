@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,26 +16,30 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import collectors, mountpoint
+from . import control, mountpoint
 from .attributes import Attributes
+from .changes import Changes
+from .collectors import CollectorError
 from .engines import choose
 from .events import CgroupEvents
 from .filesystem import FileSystem
 from .hierarchy import Hierarchy, find_cgroup2
 from .invalidation import Invalidator
-from .objects import object_path
+from .registry import Registry
 from .runtime import Runtime, State
 
-__all__ = ("SHIPPED", "Settings", "run")
+__all__ = ("COLLECTORS", "Settings", "run")
 
 log = logging.getLogger(__name__)
 
 # For those whose requests are under way when the daemon is told to stop.
 _GRACE_SECONDS = 2.0
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
-SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
+# Where collectors are dropped in.
+COLLECTORS = Path("/etc/cgstatfs/collectors.d")
 
 
 @dataclass(frozen=True)
@@ -43,38 +48,24 @@ class Settings:
 
     :param root: the cgroup to show, as a path from the root of the hierarchy
     :param engine: an engine's name, or None for the best
+    :param directories: for drop-ins, besides :data:`COLLECTORS`
     """
 
     mount_point: Path
     root: str = "/"
     engine: str | None = None
+    directories: tuple[Path, ...] = ()
 
 
-def _load_collectors(
-    state: State, engine: collectors.Engine, root_id: int, pins: Path, stack: ExitStack
-) -> list[collectors.StatsMap]:
+def _load_collectors(registry: Registry, state: State) -> None:
     """Load what can be loaded; one that cannot does not stop the others."""
-    maps: list[collectors.StatsMap] = []
-    for name in SHIPPED:
+    for name, path in registry.wanted().items():
         try:
-            collector = collectors.load(object_path(name), engine, root_id)
-            stack.callback(collector.close)
-            collector.pin(pins / name)
-        except (OSError, collectors.CollectorError) as error:
-            log.error("collector %s is not available: %s", name, error)
-            state.failed[name] = str(error)
-            continue
-        maps.extend(collector.maps)
-    if not maps:
-        raise collectors.CollectorError(
-            "no collector can be used: " + "; ".join(state.failed.values())
-        )
-    return maps
-
-
-def _file_reader(stats_map: collectors.StatsMap) -> Callable[[int], bytes]:
-    look_up, text = stats_map.lookup, stats_map.value_type.format
-    return lambda cgroup_id: text(look_up(cgroup_id))
+            registry.install(registry.prepare(path, {}, keep=False))
+        except CollectorError as error:
+            registry.failed(name, error)
+    if registry.is_empty:
+        raise CollectorError("no collector can be used: " + "; ".join(state.failed.values()))
 
 
 def _find_root(settings: Settings) -> tuple[Path, Path]:
@@ -126,16 +117,21 @@ async def _serve_requests() -> None:
                 raise
 
 
-async def _stop_on_signal(mount_point: Path, connection: int, ended: trio.Event) -> None:
-    """Unmount, go on serving those who are in the middle of something, then end it.
+async def _obey_signals(
+    mount_point: Path, connection: int, ended: trio.Event, reload: Callable[[], None]
+) -> None:
+    """SIGHUP has the collectors' directories read anew; the others end the mount.
+
+    To end it: unmount, go on serving those who are in the middle of something, then abort.
 
     Nothing here may end the loop while requests are unanswered: the thread that invalidates
     names may wait for them, and the loop would wait for the thread. So signals after the first
     are received too, and ignored.
     """
-    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        await anext(signals)
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        while await anext(signals) == signal.SIGHUP:
+            reload()
         await trio.to_thread.run_sync(_unmount_if_mounted, mount_point)
         with trio.move_on_after(_GRACE_SECONDS):
             await ended.wait()
@@ -143,15 +139,35 @@ async def _stop_on_signal(mount_point: Path, connection: int, ended: trio.Event)
         await ended.wait()
 
 
+async def _end_gone(registry: Registry) -> None:
+    """End collectors whose initial cgroup was removed."""
+    while True:
+        wake = trio.Event()
+        registry.on_gone = wake.set
+        registry.end_gone()
+        await wake.wait()
+
+
 async def _serve(
     state: State,
     events: CgroupEvents,
     attributes: Attributes,
     invalidator: Invalidator,
+    registry: Registry,
+    changes: Changes,
+    listener: socket.socket,
 ) -> None:
     ended = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, Path(state.mount_point), state.connection, ended)
+
+        def reload() -> None:
+            nursery.start_soon(changes.reload)
+
+        nursery.start_soon(
+            _obey_signals, Path(state.mount_point), state.connection, ended, reload
+        )
+        nursery.start_soon(_keep_running, control.serve, listener, changes.answer)
+        nursery.start_soon(_keep_running, _end_gone, registry)
         nursery.start_soon(_keep_running, _follow, events.fd, events.drain)
         nursery.start_soon(_keep_running, _follow, attributes.fd, attributes.drain)
         nursery.start_soon(_keep_running, invalidator.run)
@@ -181,7 +197,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     engine, reason = choose(settings.engine)
     with ExitStack() as stack:
         # Signals wait until we serve, soon, and while what was done is undone.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         stack.callback(runtime.clean)
         # First, so that whatever ends this process, others see what it left.
         state = State.of_this_process(settings.mount_point, engine.name, reason)
@@ -190,15 +206,17 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         hierarchy = Hierarchy(root)
         events = CgroupEvents(hierarchy)
         stack.callback(events.close)
-        maps = _load_collectors(
-            state, engine, os.stat(cgroupfs).st_ino, runtime.pins, stack
-        )
         invalidator = Invalidator(hierarchy)
         attributes = Attributes(hierarchy, invalidator.attributes_changed)
         stack.callback(attributes.close)
         file_system = FileSystem(hierarchy, attributes, events.drain)
-        for stats_map in maps:
-            file_system.add_file(stats_map.file.encode(), _file_reader(stats_map))
+        registry = Registry(
+            engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
+            hierarchy, file_system, state, lambda: runtime.write_state(state),
+        )  # fmt: skip
+        stack.callback(registry.close)
+        _load_collectors(registry, state)
+        listener = stack.enter_context(control.listen(runtime.socket))
         device = mountpoint.open_device()
         # From here on libfuse closes the descriptor.
         pyfuse3.init(file_system, f"/dev/fd/{device}", set())
@@ -207,6 +225,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         stack.callback(_unmount_if_mounted, settings.mount_point)
         state.connection = mountpoint.connection(settings.mount_point) or 0
         runtime.write_state(state)
-        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
         ready(state)
-        trio.run(_serve, state, events, attributes, invalidator)
+        changes = Changes(registry, cgroupfs)
+        trio.run(_serve, state, events, attributes, invalidator, registry, changes, listener)

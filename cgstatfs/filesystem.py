@@ -55,14 +55,15 @@ ReadFile = Callable[[int], bytes]
 
 
 class _File:
-    """A stats map, as a file."""
+    """A stats map, as a file. :ivar gone: it was unloaded"""
 
-    __slots__ = ("name", "tag", "read")
+    __slots__ = ("name", "tag", "read", "gone")
 
     def __init__(self, name: bytes, read: ReadFile) -> None:
         self.name = name
         self.tag = nodes.tag(name)
         self.read = read
+        self.gone = False
 
 
 class _OpenFile:
@@ -136,6 +137,13 @@ class FileSystem(pyfuse3.Operations):
                 + "; rename one of them"
             )  # fmt: skip
         self._files[name] = self._file_of_tag[file.tag] = file
+
+    def remove_file(self, name: bytes) -> None:
+        """Show a stats map no more; reading files of it that are open gives ``ENODEV``."""
+        file = self._files.pop(name, None)
+        if file is not None:
+            del self._file_of_tag[file.tag]
+            file.gone = True
 
     # What node ids and handles stand for.
 
@@ -356,14 +364,15 @@ class FileSystem(pyfuse3.Operations):
     @_guarded
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         file = self._open[handle]
+        current = file.cgroup.alive and not file.file.gone
         if offset == 0:
-            if not file.cgroup.alive:
+            if not current:
                 raise FUSEError(errno.ENODEV)
             file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
-        elif not file.snapshot and file.cgroup.alive:
+        elif not file.snapshot and current:
             # As a kernel seq file does: what precedes the offset is made, and passed over.
             file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
-        if not file.cgroup.alive and offset >= len(file.snapshot):
+        if not current and offset >= len(file.snapshot):
             raise FUSEError(errno.ENODEV)
         return file.snapshot[offset : offset + size]
 

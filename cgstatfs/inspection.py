@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import os
 import platform
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from . import __version__, btf, collectors, libbpf
+from . import __version__, btf, libbpf, loader, loading
+from .collectors import Collector, CollectorError, StatsMap
 from .engines import ENGINES, Engine, EngineUnavailable
 from .hierarchy import find_cgroup2
-from .objects import object_path
 from .runtime import Runtime
 from .valuetype import ValueType
 
-__all__ = ("check", "list_maps")
+__all__ = ("check", "describe_elements", "list_maps")
 
-# The head of struct cgstat_ctl
-_CTL = struct.Struct("=5Q")
-# struct cgstat_config
-_CONFIG = struct.Struct("=4I")
 # struct htab_elem and struct bucket in kernel/bpf/hashtab.c, 6.12
 _HASH_ELEMENT, _HASH_BUCKET = 48, 16
-
-
-@contextmanager
-def _pinned(path: Path) -> Iterator[int]:
-    fd = libbpf.get_pinned(path)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # check
@@ -57,19 +42,21 @@ def _check_engines() -> Engine | None:
     return best
 
 
-def _check_collectors(names: tuple[str, ...], engine: Engine, root_id: int) -> bool:
+def _check_collectors(paths: dict[str, Path], engine: Engine, root_id: int) -> bool:
     """Whether there is one that works: the others do not stop it."""
     works = False
-    for name in names:
+    for name, path in paths.items():
         try:
-            collector = collectors.load(object_path(name), engine, root_id)
-        except (OSError, collectors.CollectorError) as error:
+            collector = loader.load_any(loading.Request(path, engine, root_id))
+        except CollectorError as error:
             print(f"collector {name}: cannot be used: {error}")
             continue
         works = True
-        files = ", ".join(stats_map.file for stats_map in collector.maps)
+        files = ", ".join(stats_map.file for stats_map in collector.stats_maps)
         collector.close()
         print(f"collector {name}: can be used; file {files}")
+        for note in collector.notes:
+            print(f"collector {name}: {note}")
     return works
 
 
@@ -79,10 +66,10 @@ def _check_file(path: str, present: str, absent: str) -> bool:
     return exists
 
 
-def check(names: tuple[str, ...]) -> bool:
+def check(paths: dict[str, Path]) -> bool:
     """Print what works here, and what would make the rest work.
 
-    :param names: of the collectors to try
+    :param paths: of the collectors to try, by name
     :returns: whether everything needed for a mount is there
     """
     print(f"cgstatfs {__version__}, kernel {platform.release()}, {libbpf.possible_cpus()} cpus")
@@ -99,7 +86,7 @@ def check(names: tuple[str, ...]) -> bool:
     engine = _check_engines()
     if engine is None:
         return False
-    return _check_collectors(names, engine, os.stat(cgroupfs).st_ino) and works
+    return _check_collectors(paths, engine, os.stat(cgroupfs).st_ino) and works
 
 
 # list
@@ -113,55 +100,43 @@ def _hash_bytes(fd: int, elements: int) -> int:
     return buckets * _HASH_BUCKET + elements * size
 
 
-def _engine_name(maps: Path) -> str:
-    with _pinned(maps / "config") as fd:
-        number = _CONFIG.unpack(libbpf.map_lookup(fd, bytes(4), _CONFIG.size))[0]
-    return next((kind.name for kind in ENGINES if kind.number == number), str(number))
-
-
-def _describe_elements(value_type: ValueType) -> Iterator[str]:
+def describe_elements(value_type: ValueType) -> Iterator[str]:
+    """A line for each element of a value, or array of such."""
     for field in value_type.fields:
-        kind = f", log2 histogram of {field.length} buckets" if field.log2 else (
+        kind = f", {field.histogram} histogram of {field.length} buckets" if field.histogram else (
+            f", distinct keys by HyperLogLog of {8 * field.length} registers" if field.distinct else
             f", array of {field.length}" if field.length else ""
         )  # fmt: skip
         unit = f", {field.unit}" if field.unit else ""
-        yield f"{field.name or '(value)'}: {field.operation}{unit}{kind}"
+        yield f"{field.path or '(value)'}: {field.operation}{unit}{kind}"
 
 
-def _list_map(maps: Path, prefix: str) -> None:
-    with (
-        _pinned(maps / f"{prefix}_entries") as entries_fd,
-        _pinned(maps / f"{prefix}_pairs") as pairs_fd,
-        _pinned(maps / f"{prefix}_ctl") as ctl_fd,
-    ):
-        info = libbpf.map_info(entries_fd)
-        described = btf.describe(info.btf_id, info.btf_value_type_id)
-        ctl_size = libbpf.map_info(ctl_fd).value_size
-        entries, pairs, spilled, displaced, lost = _CTL.unpack_from(
-            libbpf.map_lookup(ctl_fd, bytes(4), ctl_size)
-        )
-        memory = _hash_bytes(entries_fd, entries) + _hash_bytes(pairs_fd, pairs)
-    if described is None:
-        return
-    file, value_type = described
-    print(f"  {file}: engine {_engine_name(maps)}")
-    for line in _describe_elements(value_type):
+def _list_map(collector: Collector, stats_map: StatsMap) -> None:
+    entries_fd, pairs_fd = (collector.maps[f"{stats_map.prefix}_{p}"] for p in ("entries", "pairs"))
+    info = libbpf.map_info(entries_fd)
+    counters = collector.counters(stats_map.prefix)
+    memory = _hash_bytes(entries_fd, counters.entries) + _hash_bytes(pairs_fd, counters.pairs)
+    flags = "".join(f", {btf.FLAGS[flag]}" for flag in sorted(stats_map.flags))
+    initial = f", initial cgroup {stats_map.initial}" if stats_map.initial else ""
+    print(f"  {stats_map.file}: engine {collector.engine.name}{flags}{initial}")
+    for line in describe_elements(stats_map.value_type):
         print(f"    {line}")
-    print(f"    entries {entries} of {info.max_entries}, per-cpu arrays {pairs}, "
+    print(f"    entries {counters.entries} of {info.max_entries}, per-cpu arrays {counters.pairs}, "
           f"memory {memory // 1024} KiB")  # fmt: skip
-    print(f"    updates spilled {spilled}, displaced {displaced}, lost {lost}")
+    print(f"    updates spilled {counters.spilled}, displaced {counters.displaced}, "
+          f"lost {counters.lost}")  # fmt: skip
 
 
 def _list_collector(directory: Path) -> None:
-    maps = directory / "maps"
-    for path in sorted(maps.glob("*_entries")):
-        _list_map(maps, path.name.removesuffix("_entries"))
-    missed = []
-    for path in sorted((directory / "programs").iterdir()):
-        with _pinned(path) as fd:
-            missed.append((path.name, libbpf.recursion_misses(fd)))
-    total = sum(count for _, count in missed)
-    details = ", ".join(f"{name} {count}" for name, count in missed if count)
+    collector = Collector.from_pins(directory)
+    try:
+        for stats_map in collector.stats_maps:
+            _list_map(collector, stats_map)
+        missed = collector.misses()
+    finally:
+        collector.close()
+    total = sum(missed.values())
+    details = ", ".join(f"{name} {count}" for name, count in missed.items() if count)
     print(f"    runs that BPF skipped {total}" + (f": {details}" if details else ""))
 
 
@@ -174,7 +149,17 @@ def list_maps() -> None:
         dead = "" if state.lives() else "; its daemon was killed, and cgstatfs umount ends the rest"
         print(f"{state.mount_point}: engine {state.engine}{dead}")
         for directory in sorted(runtime.pins.iterdir()) if runtime.pins.is_dir() else ():
+            if "~" in directory.name:
+                continue  # It is being loaded.
             print(f"  collector {directory.name}")
-            _list_collector(directory)
+            try:
+                _list_collector(directory)
+            except (OSError, CollectorError) as error:
+                # Unloaded just now, or another version's.
+                print(f"    cannot be read: {error}")
+            for note in state.notes.get(directory.name, ()):
+                print(f"    note: {note}")
+        for name, what in state.adopted.items():
+            print(f"  {name}: adopted from {what}")
         for name, reason in state.failed.items():
             print(f"  collector {name}: failed: {reason}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ __all__ = (
     "Program",
     "RingBuffer",
     "TestRun",
+    "count_possible_cpus",
     "create_iter",
     "create_cgroup_iter_link",
     "get_pinned",
@@ -36,7 +38,9 @@ __all__ = (
     "map_info",
     "pin",
     "possible_cpus",
+    "printable",
     "recursion_misses",
+    "test_run",
 )
 
 log = logging.getLogger(__name__)
@@ -65,25 +69,52 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # A pointer that is returned must be declared, or it is cut to an int.
 for _name in (
-    "bpf_object__open_file",
+    "bpf_object__open_mem",
     "bpf_object__next_map",
     "bpf_object__next_program",
     "bpf_program__attach",
+    "bpf_map__initial_value",
     "ring_buffer__new",
 ):
     getattr(lib, _name).restype = c_void_p
-for _name in ("bpf_map__name", "bpf_program__name", "bpf_program__section_name"):
+lib.bpf_program__autoload.restype = ctypes.c_bool
+for _name in ("bpf_map__max_entries", "bpf_map__key_size", "bpf_map__value_size"):
+    getattr(lib, _name).restype = c_uint32
+for _name in (
+    "bpf_map__name",
+    "bpf_map__pin_path",
+    "bpf_program__name",
+    "bpf_program__section_name",
+):
     getattr(lib, _name).restype = c_char_p
 lib.bpf_object__next_map.argtypes = [c_void_p, c_void_p]
 lib.bpf_object__next_program.argtypes = [c_void_p, c_void_p]
 
 
-class LoadError(OSError):
-    """An object was refused; ``log`` holds what libbpf and the verifier said of it."""
+def printable(text: str | bytes | None) -> str:
+    """What an object says, on one line that does nothing to a terminal."""
+    if not isinstance(text, str):
+        text = (text or b"").decode("utf-8", "replace")
+    return text if text.isprintable() else ascii(text)[1:-1]
 
-    def __init__(self, number: int, reason: str, filename: str, log_lines: list[str]) -> None:
+
+def _lines(text: str) -> list[str]:
+    return [printable(line.expandtabs()) for line in text.splitlines()]
+
+
+class LoadError(OSError):
+    """An object was refused.
+
+    :ivar log: what libbpf said of it
+    :ivar verifier_log: the end of what the kernel said
+    """
+
+    def __init__(
+        self, number: int, reason: str, filename: str, log: list[str], verifier_log: list[str] | None = None
+    ) -> None:
         super().__init__(number, reason, filename)
-        self.log = log_lines
+        self.log = log
+        self.verifier_log = verifier_log or []
 
 
 _PRINT_FN = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -100,7 +131,7 @@ def _print(level: int, fmt: bytes, args: int) -> int:
     text = (message.value or b"").decode("utf-8", "replace").rstrip("\n")
     _libc.free(message)
     if _captured is not None:
-        _captured.extend(text.splitlines())
+        _captured.extend(_lines(text))
     else:
         log.debug("%s", text)
     return 0
@@ -135,6 +166,14 @@ def possible_cpus() -> int:
     Numbers can have gaps, so ``libbpf_num_possible_cpus()``, which counts them, can be less.
     """
     return int(re.split("[-,]", _POSSIBLE_CPUS.read_text().strip())[-1]) + 1
+
+
+def count_possible_cpus() -> int:
+    """For how many cpus a per-cpu map has values.
+
+    :raises OSError: it cannot be found out
+    """
+    return _check(lib.libbpf_num_possible_cpus(), "possible cpus")
 
 
 def _nul(text: str | os.PathLike[str]) -> bytes:
@@ -232,7 +271,7 @@ class Map:
 
     def __init__(self, handle: int) -> None:
         self._handle = c_void_p(handle)
-        self.name: str = lib.bpf_map__name(self._handle).decode()
+        self.name = printable(lib.bpf_map__name(self._handle))
 
     @property
     def fd(self) -> int:
@@ -246,6 +285,34 @@ class Map:
     @max_entries.setter
     def max_entries(self, count: int) -> None:
         _check(lib.bpf_map__set_max_entries(self._handle, c_uint32(count)), self.name)
+
+    @property
+    def key_size(self) -> int:
+        """Bytes."""
+        return lib.bpf_map__key_size(self._handle)
+
+    @property
+    def value_size(self) -> int:
+        """Bytes, of one cpu; to be set before load."""
+        return lib.bpf_map__value_size(self._handle)
+
+    @value_size.setter
+    def value_size(self, size: int) -> None:
+        _check(lib.bpf_map__set_value_size(self._handle, c_uint32(size)), self.name)
+
+    @property
+    def type(self) -> int:
+        """``enum bpf_map_type``."""
+        return lib.bpf_map__type(self._handle)
+
+    @property
+    def is_pinned_by_libbpf(self) -> bool:
+        """Whether load pins the map, as its declaration asks for."""
+        return bool(lib.bpf_map__pin_path(self._handle))
+
+    def reuse(self, fd: int) -> None:
+        """Before load: take this map, that exists, in place of a new one."""
+        _check(lib.bpf_map__reuse_fd(self._handle, fd), self.name)
 
     def set_initial_value(self, value: bytes) -> None:
         """Before load: contents of a map of global variables."""
@@ -324,12 +391,17 @@ class Program:
 
     def __init__(self, handle: int) -> None:
         self._handle = c_void_p(handle)
-        self.name: str = lib.bpf_program__name(self._handle).decode()
-        self.section: str = lib.bpf_program__section_name(self._handle).decode()
+        self.name = printable(lib.bpf_program__name(self._handle))
+        self.section = printable(lib.bpf_program__section_name(self._handle))
 
     @property
     def fd(self) -> int:
         return _check(lib.bpf_program__fd(self._handle), self.name)
+
+    @property
+    def is_autoloaded(self) -> bool:
+        """Before load: whether the program will be loaded with its object."""
+        return bool(lib.bpf_program__autoload(self._handle))
 
     def set_autoload(self, load: bool) -> None:
         """Before load: whether the program is loaded with its object."""
@@ -343,40 +415,87 @@ class Program:
             raise OSError(number, os.strerror(number), f"{self.name} ({self.section})")
         return Link(handle, self.name)
 
-    def test_run(self, context: ctypes.Structure) -> Callable[[], None]:
-        """A function that runs this ``syscall`` program on *context*, changed in place."""
-        opts = TestRun(
-            sz=ctypes.sizeof(TestRun),
-            ctx_in=ctypes.addressof(context),
-            ctx_size_in=ctypes.sizeof(context),
-        )
-        fd, pointer, call = self.fd, ctypes.pointer(opts), lib.bpf_prog_test_run_opts
-        name = self.name
 
-        def run() -> None:
-            result = call(fd, pointer)
-            if result < 0:
-                raise OSError(-result, os.strerror(-result), name)
+def test_run(fd: int, context: ctypes.Structure) -> Callable[[], None]:
+    """A function that runs a ``syscall`` program on *context*, changed in place."""
+    opts = TestRun(
+        sz=ctypes.sizeof(TestRun),
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=ctypes.sizeof(context),
+    )
+    pointer, call = ctypes.pointer(opts), lib.bpf_prog_test_run_opts
 
-        return run
+    def run() -> None:
+        result = call(fd, pointer)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "lookup")
+
+    return run
+
+
+class _OpenOpts(ctypes.Structure):
+    """The head of ``struct bpf_object_open_opts`` of libbpf 1.1."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+        ("_unused", c_uint32),
+        ("kconfig", c_char_p),
+        ("btf_custom_path", c_char_p),
+        ("kernel_log_buf", c_void_p),
+        ("kernel_log_size", c_size_t),
+        ("kernel_log_level", c_uint32),
+        ("_pad", c_uint32),
+    ]
+
+
+# What the verifier says of a million instructions fits; memory is only what it writes. Without
+# a buffer libbpf verifies a program over and over, each time with twice the room for its log.
+_LOG_BYTES = 64 << 20
+_LOG_TAIL = 16 << 10
 
 
 class Object:
     """A BPF object file: opened, adjusted, loaded.
 
+    :param path: where it is from
+    :param data: its contents, if they have been read
     :raises LoadError: it is not an object file that libbpf can read
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
         self.path = path
+        # Which libbpf does not copy.
+        self._data = path.read_bytes() if data is None else data
+        name = path.name.partition(".")[0].encode()
+        self._log = mmap.mmap(-1, _LOG_BYTES)
+        opts = _OpenOpts(
+            sz=ctypes.sizeof(_OpenOpts), object_name=name,
+            kernel_log_buf=ctypes.addressof(ctypes.c_char.from_buffer(self._log)),
+            kernel_log_size=_LOG_BYTES,
+        )  # fmt: skip
         with _captured_log() as lines:
-            handle = lib.bpf_object__open_file(_nul(path), None)
+            handle = lib.bpf_object__open_mem(
+                self._data, c_size_t(len(self._data)), byref(opts)
+            )
         if not handle:
             number = ctypes.get_errno() or errno.EINVAL
-            raise LoadError(number, "cannot be read as a BPF object", str(path), lines)
+            raise LoadError(number, "cannot be read as a BPF object; build it again", str(path), lines)
         self._handle = c_void_p(handle)
-        self.maps = {m.name: m for m in self._each(lib.bpf_object__next_map, Map)}
-        self.programs = {p.name: p for p in self._each(lib.bpf_object__next_program, Program)}
+        self.handle = self._handle
+        self.maps = self._by_name(lib.bpf_object__next_map, Map)
+        self.programs = self._by_name(lib.bpf_object__next_program, Program)
+
+    def _by_name(self, following: Callable[..., int], kind: type[_T]) -> dict[str, _T]:
+        found: dict[str, _T] = {}
+        for each in self._each(following, kind):
+            if each.name in found:
+                self.close()
+                raise LoadError(errno.EEXIST, f'has "{each.name}" twice', str(self.path), [])
+            found[each.name] = each
+        return found
 
     def _each(self, following: Callable[..., int], kind: type[_T]) -> Iterator[_T]:
         handle = following(self._handle, None)
@@ -392,12 +511,15 @@ class Object:
         with _captured_log() as lines:
             result = lib.bpf_object__load(self._handle)
         if result < 0:
-            raise LoadError(-result, os.strerror(-result), str(self.path), lines)
+            end = max(0, self._log.find(b"\0"))
+            said = _lines(self._log[max(0, end - _LOG_TAIL) : end].decode("utf-8", "replace"))
+            raise LoadError(-result, os.strerror(-result), str(self.path), lines, said)
 
     def close(self) -> None:
         """Close every descriptor; what is neither pinned nor attached goes."""
         lib.bpf_object__close(self._handle)
         self._handle = c_void_p(None)
+        del self._log
         self.maps, self.programs = {}, {}
 
 

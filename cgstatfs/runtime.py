@@ -68,6 +68,9 @@ class State:
 
     :ivar started: when, in ticks since boot: a later process may have its id
     :ivar connection: its number in fusectl; 0 before it is mounted
+    :ivar failed: why collectors could not be loaded, by name
+    :ivar notes: what users of those that were should know
+    :ivar adopted: others' maps, by the name of their file
     """
 
     pid: int
@@ -77,6 +80,8 @@ class State:
     reason: str
     connection: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    adopted: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_this_process(cls, mount_point: Path, engine: str, reason: str) -> State:
@@ -108,6 +113,7 @@ class Runtime:
         self.name = _escape(mount_point)
         self.pins = _PINS / self.name
         self.log = RUN / f"{self.name}.log"
+        self.socket = RUN / f"{self.name}.sock"
         self._lock_path = RUN / f"{self.name}.lock"
         self._state_path = RUN / f"{self.name}.json"
         self._lock: int | None = None
@@ -189,6 +195,7 @@ class Runtime:
         except OSError:
             pass  # Other mounts' pins are there, or bpffs is not mounted.
         self._state_path.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove all that need not stay; the lock, which must be held, is let go of with it."""

@@ -10,7 +10,7 @@ from .base import Engine, EngineUnavailable
 from .rstat import Rstat
 from .standalone import Standalone
 
-__all__ = ("ENGINES", "Engine", "EngineUnavailable", "choose")
+__all__ = ("ENGINES", "Engine", "EngineUnavailable", "Rstat", "Standalone", "choose")
 
 # Best first.
 ENGINES: tuple[type[Engine], ...] = (Rstat, Standalone)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ..libbpf import Program
 from ..valuetype import ValueType
 
 __all__ = ("Engine", "EngineUnavailable", "Lookup")
@@ -43,8 +42,9 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def lookup(self, program: Program, value_type: ValueType) -> Lookup:
+    def lookup(self, program: int, value_type: ValueType) -> Lookup:
         """The flushing lookup of one stats map.
 
-        :param program: the one named for ``programs[-1]``, loaded
+        :param program: descriptor of the one named for ``programs[-1]``, loaded; it has to stay
+            open
         """

@@ -50,8 +50,8 @@ class Rstat(Engine):
         finally:
             probe.close()
 
-    def lookup(self, program: libbpf.Program, value_type: ValueType) -> Lookup:
-        fd, size, unpack = program.fd, value_type.size, value_type.unpack
+    def lookup(self, program: int, value_type: ValueType) -> Lookup:
+        fd, size, unpack = program, value_type.size, value_type.unpack
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
             # A link that stays would keep its cgroup from being released.

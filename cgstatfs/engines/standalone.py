@@ -13,7 +13,7 @@ import os
 import time
 
 from ..btf import kernel_functions
-from ..libbpf import Program
+from ..libbpf import test_run
 from ..valuetype import ValueType
 from .base import Engine, EngineUnavailable, Lookup
 
@@ -36,7 +36,7 @@ class Standalone(Engine):
         except OSError as error:
             raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
 
-    def lookup(self, program: Program, value_type: ValueType) -> Lookup:
+    def lookup(self, program: int, value_type: ValueType) -> Lookup:
         class Context(ctypes.Structure):
             """``struct NAME_lookup_ctx``."""
 
@@ -47,7 +47,7 @@ class Standalone(Engine):
             ]
 
         context = Context()
-        run = program.test_run(context)
+        run = test_run(program, context)
         total = memoryview(context).cast("B")[Context.total.offset :]
         unpack = value_type.unpack
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Load collectors that bcc compiles: ``NAME.bcc.c``, which includes ``cgstat.bcc.h``.
+
+bcc compiles the updates and nothing else. The rest of each stats map is an instance of
+generic.bpf.o. The two meet in the stats map's BPF maps: bcc's code names them by numbers of
+descriptors, so numbers are reserved before it is compiled, and are made the descriptors of the
+maps before it is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from . import btf, libbpf
+from .bcc_module import PROGRAM, Module
+from .bcc_source import ZERO, Declaration, Source
+from .bcc_types import write_entry
+from .btf_writer import BtfWriter, CType
+from .collectors import PARTS, Collector, CollectorError
+from .engines import Rstat, Standalone
+from .libbpf import lib
+from .loading import Request, Stage, into_kernel, populate
+from .objects import object_path
+from .refusals import refusals
+
+__all__ = ("load_bcc",)
+
+_GENERIC = "generic"
+# include/uapi/linux/bpf.h: BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC
+_HASH, _NO_PREALLOC = 1, 1
+# sizeof struct cgstat_pair
+_PAIR = 16
+
+
+class _CreateOpts(ctypes.Structure):
+    """The head of ``struct bpf_map_create_opts`` of libbpf 1.1."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    ]
+
+
+def _create_entries(writer: BtfWriter, name: str, key: CType, entry: CType, room: int) -> int:
+    """The BPF map of a stats map's entries; the caller closes the descriptor."""
+    opts = _CreateOpts(
+        sz=ctypes.sizeof(_CreateOpts), btf_fd=writer.fd, btf_key_type_id=key.id,
+        btf_value_type_id=entry.id, map_flags=_NO_PREALLOC,
+    )  # fmt: skip
+    fd = lib.bpf_map_create(
+        _HASH, name.encode()[:15], key.size, ctypes.c_uint32(entry.size), ctypes.c_uint32(room),
+        ctypes.byref(opts),
+    )  # fmt: skip
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), f'map "{name}"')
+    return fd
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """A declared stats map whose type is known. :ivar entries: descriptor"""
+
+    declared: Declaration
+    about: btf.Description
+    entries: int
+
+
+def _typed(module: Module, declared: Declaration) -> _Typed | None:
+    """None if the preprocessor has left it out."""
+    found = module.type_of(declared.prefix)
+    if found is None:
+        return None
+    said, made = found
+    with BtfWriter() as writer:
+        key, entry = write_entry(writer, declared, said)
+        writer.load()
+        about = btf.describe(writer.id, entry.id)
+        assert about is not None
+        if about.value_type.size != made.value_size:
+            raise CollectorError(
+                f'value of stats map "{declared.file}" has more to it than bcc tells, as it is with '
+                "arrays of arrays and typedefs of arrays; use structs, and arrays of u64"
+            )
+        name = f"{declared.prefix}_entries"
+        return _Typed(declared, about, _create_entries(writer, name, key, entry, made.max_entries))
+
+
+# Loading
+
+
+def _run(obj: libbpf.Object, root_id: int, prefix: str, into: Collector) -> None:
+    """Attach the life cycle of a stats map's entries, make those there are, and keep it all."""
+    for ending in ("release", "mkdir"):
+        program = obj.programs[f"{_GENERIC}_{ending}"]
+        link = program.attach()
+        into.links[f"{prefix}_{ending}"] = os.dup(link.fd)
+        into.programs[f"{prefix}_{ending}"] = os.dup(program.fd)
+        link.close()
+    into.programs[f"{prefix}_lookup"] = os.dup(obj.programs[f"{_GENERIC}_lookup"].fd)
+    for part in PARTS:
+        into.maps[f"{prefix}_{part}"] = os.dup(obj.maps[f"{_GENERIC}_{part}"].fd)
+    into.maps[f"{prefix}_config"] = os.dup(obj.maps[f".rodata.{_GENERIC}"].fd)
+    if "config" not in into.maps:
+        into.maps["config"] = os.dup(obj.maps[".rodata.cgstat"].fd)
+    populate(
+        obj.programs[f"{_GENERIC}_populate"].fd, into.maps[f"{prefix}_entries"], root_id, is_root=True
+    )
+
+
+def _load_generic(typed: _Typed, request: Request, into: Collector) -> None:
+    """All of a stats map but its updates; its maps get the descriptors that these name."""
+    declared = typed.declared
+    obj = libbpf.Object(object_path(_GENERIC))
+    try:
+        obj.maps[f"{_GENERIC}_entries"].reuse(typed.entries)
+        obj.maps[f"{_GENERIC}_pairs"].value_size = _PAIR + typed.about.value_type.size
+        standalone = replace(request, engine=into.engine, keep=None)
+        into_kernel(obj, standalone, [Stage(_GENERIC, typed.about, 0)])
+        _run(obj, request.root_id, declared.prefix, into)
+        for part in PARTS:
+            os.dup2(into.maps[f"{declared.prefix}_{part}"], declared.numbers[part], inheritable=False)
+        os.dup2(obj.maps[".rodata.zero"].fd, declared.numbers[ZERO], inheritable=False)
+    finally:
+        obj.close()
+
+
+def _attach(name: str, into: Collector) -> None:
+    target = name.removeprefix(PROGRAM)
+    link = lib.bpf_raw_tracepoint_open(target.encode(), into.programs[name])
+    if link == -errno.ENOENT:
+        raise CollectorError(f'program "{name}": this kernel has no tracepoint "{target}"')
+    if link < 0:
+        why = "it uses more arguments than there are" if link == -errno.EINVAL else os.strerror(-link)
+        raise CollectorError(f'program "{name}" cannot be attached: {why}')
+    into.links[name] = link
+
+
+def _load_compiled(
+    module: Module, declarations: list[Declaration], request: Request, name: str
+) -> Collector:
+    programs = module.programs
+    with ExitStack() as stack:
+        found = []
+        for declared in declarations:
+            if typed := _typed(module, declared):
+                stack.callback(os.close, typed.entries)
+                found.append(typed)
+        if not found:
+            raise CollectorError("declares no stats map that is compiled; use CGSTAT_MAP")
+        collector = stack.enter_context(_closed_unless_done(Collector(name, Standalone())))
+        for typed in found:
+            _load_generic(typed, request, collector)
+        for program in programs:
+            collector.programs[program] = module.load(program)
+        for program in programs:
+            _attach(program, collector)
+    return collector
+
+
+@contextmanager
+def _closed_unless_done(collector: Collector) -> Iterator[Collector]:
+    try:
+        yield collector
+    except BaseException:
+        collector.close()
+        raise
+
+
+def _notes(request: Request) -> list[str]:
+    notes = []
+    if request.engine.name == Rstat.name:
+        notes.append("engine standalone: what bcc compiles cannot call rstat")
+    if request.keep:
+        notes.append("counting began anew: a bcc collector cannot go on with what another counted")
+    return notes
+
+
+def load_bcc(request: Request) -> Collector:
+    """Compile a collector, make its entries and attach it.
+
+    :raises CollectorError: anything about it or this machine prevents that; nothing is left
+    """
+    name = request.name
+    with refusals(request.path), ExitStack() as stack:
+        if request.initials:
+            raise CollectorError(
+                "a collector that bcc compiles counts everywhere; write a NAME.bpf.c for an "
+                "initial cgroup"
+            )
+        source = Source(request.path)
+        declarations = source.declarations(stack)
+        defines = [define for each in declarations for define in each.defines]
+        module = Module(request.path, source.text, defines)
+        stack.callback(module.end)
+        collector = _load_compiled(module, declarations, request, name)
+        collector.notes = _notes(request)
+        return collector

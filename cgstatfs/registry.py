@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The set of collectors of a mount: loaded, unloaded, replaced and adopted while it serves.
+
+Each change has a slow part, which knows nothing of the file system and may run in a thread, and
+a part that takes no time, which shows or hides files. One change is made at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import loader, loading, nodes
+from .adoption import AdoptedMap
+from .collectors import Collector, CollectorError, StatsMap, remove_pins
+from .engines import Engine
+from .filesystem import FileSystem
+from .hierarchy import Cgroup, Hierarchy
+from .libbpf import printable
+from .objects import OBJECTS
+from .runtime import State
+
+__all__ = ("Registry", "wanted")
+
+log = logging.getLogger(__name__)
+
+SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
+_ENDINGS = (".bpf.o", ".bcc.c")
+
+
+def drop_ins(directories: Iterable[Path]) -> dict[str, Path]:
+    """The collectors in directories, by name; later directories go before earlier ones.
+
+    What is not named like a collector is left alone, as is a directory that is not there.
+
+    :raises OSError: a directory cannot be read
+    """
+    found: dict[str, Path] = {}
+    for directory in directories:
+        try:
+            paths = sorted(directory.iterdir())
+        except FileNotFoundError:
+            continue
+        for path in paths:
+            for ending in _ENDINGS:
+                if path.name.endswith(ending) and path.name != ending:
+                    found[path.name.removesuffix(ending)] = path
+    return found
+
+
+def wanted(directories: Iterable[Path]) -> dict[str, Path]:
+    """The collectors of a mount, by name: shipped ones, and drop-ins, which go before them.
+
+    :raises OSError: a directory cannot be read
+    """
+    shipped = {name: OBJECTS / f"{name}.bpf.o" for name in SHIPPED}
+    return shipped | drop_ins(directories)
+
+
+def check_trusted(path: Path) -> None:
+    """Refuse what somebody else than root could have written: it is going to be kernel code.
+
+    :raises CollectorError: with the reason
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise CollectorError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CollectorError(f"{path}: is not a regular file")
+    if status.st_uid or status.st_mode & 0o022:
+        raise CollectorError(f"{path}: others than root can write to it; chown root, chmod go-w")
+
+
+@dataclass
+class _Loaded:
+    """A collector that is served.
+
+    :ivar digest: of the file that it was loaded from
+    :ivar dropped_in: whether that is in one of the directories
+    """
+
+    collector: Collector
+    maps: list[StatsMap]
+    path: Path
+    digest: str
+    dropped_in: bool
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CollectorError(f"{path}: {error.strerror}") from None
+
+
+class Registry:
+    """The collectors of a mount.
+
+    :param root_id: id of the root of the v2 hierarchy, as far up as we see it
+    :param pins: directory in bpffs for their pins
+    :param directories: for drop-ins
+    :param changed: called when *state* changed
+    """
+
+    def __init__(
+        self, engine: Engine, root_id: int, pins: Path, directories: tuple[Path, ...],
+        hierarchy: Hierarchy, file_system: FileSystem, state: State, changed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._root_id = root_id
+        self._pins = pins
+        self._directories = directories
+        self._hierarchy = hierarchy
+        self._file_system = file_system
+        self._state = state
+        self._changed = changed
+        self._loaded: dict[str, _Loaded] = {}
+        self._adopted: dict[str, AdoptedMap] = {}
+        self._gone: list[str] = []
+        self.on_gone: Callable[[], None] = lambda: None
+        hierarchy.on_change(self._on_change)
+
+    # The slow part: knows nothing of the file system.
+
+    def wanted(self) -> dict[str, Path]:
+        """What is to be loaded at start and by a reload."""
+        return wanted(self._directories)
+
+    def prepare(self, path: Path, initials: dict[str, int], keep: bool) -> _Loaded:
+        """Load a collector, pin it beside one of its name that is loaded, and open its pins.
+
+        :raises CollectorError: it cannot be loaded; nothing has changed
+        """
+        name = loading.Request(path, self._engine, self._root_id).name
+        directory, current = self._pins / f"next~{name}", self._pins / name
+        old = current if keep and current.exists() else None
+        request = loading.Request(path, self._engine, self._root_id, initials, old)
+        digest = ""
+        if path.parent != OBJECTS:
+            check_trusted(path)
+            # Before it is read: if it changes meanwhile, a reload loads it again.
+            digest = _digest(path)
+        notes = self._load_and_pin(request, directory)
+        try:
+            with loading.refusals(path):
+                opened = Collector.from_pins(directory)
+                opened.name, opened.notes = name, notes
+                dropped_in = path.parent in self._directories
+                return _Loaded(opened, opened.stats_maps, path, digest, dropped_in)
+        except CollectorError:
+            remove_pins(directory)
+            raise
+
+    def _load_and_pin(self, request: loading.Request, directory: Path) -> list[str]:
+        if request.path.parent != OBJECTS:
+            return loader.load_apart(request, directory)
+        collector = loading.load(request)
+        try:
+            collector.pin(directory)
+        finally:
+            collector.close()
+        return collector.notes
+
+    # The other part.
+
+    def _taken(self, name: str, files: Iterable[str]) -> None:
+        """:raises CollectorError: another one shows a file of that name"""
+        others = {
+            stats_map.file: f"collector {other}"
+            for other, loaded in self._loaded.items()
+            if other != name
+            for stats_map in loaded.maps
+        } | dict.fromkeys(self._adopted, "an adopted map")
+        for file in files:
+            for taken, by in others.items():
+                if nodes.tag(file.encode()) == nodes.tag(taken.encode()):
+                    how = "is taken" if file == taken else f'collides with "{taken}" in 14 bits'
+                    raise CollectorError(
+                        f'stats map name "{file}" {how}, by {by}; rename one of them'
+                    )
+
+    def install(self, loaded: _Loaded) -> None:
+        """Show a prepared collector's files, in place of those that it replaces.
+
+        :raises CollectorError: another shows such a file; what was loaded before goes on
+        """
+        name = loaded.collector.name
+        directory = self._pins / f"next~{name}"
+        try:
+            self._taken(name, [m.file for m in loaded.maps])
+        except CollectorError as error:
+            loaded.collector.close()
+            remove_pins(directory)
+            raise CollectorError(f"{loaded.path}: {error}") from None
+        self._hide(name)
+        remove_pins(self._pins / name)
+        directory.rename(self._pins / name)
+        for stats_map in loaded.maps:
+            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map))
+        self._loaded[name] = loaded
+        self._state.failed.pop(name, None)
+        self._state.notes[name] = loaded.collector.notes
+        for note in loaded.collector.notes:
+            log.warning("collector %s: %s", name, note)
+        self._changed()
+        # Removed while it was loaded. (In a part of the hierarchy one need not see it.)
+        if self._hierarchy.root.id == self._root_id:
+            for stats_map in loaded.maps:
+                if stats_map.initial and stats_map.initial not in self._hierarchy.by_id:
+                    self._end_map(name, stats_map)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """A collector could not be loaded: the log and the list say so."""
+        # What a file is called is not checked yet.
+        name = printable(name)
+        log.error("collector %s is not available: %s", name, error)
+        self._state.failed[name] = str(error)
+        self._changed()
+
+    def forget_failure(self, name: str) -> None:
+        """What could not be loaded is again what is loaded."""
+        if self._state.failed.pop(name, None):
+            self._changed()
+
+    def _hide(self, name: str) -> None:
+        loaded = self._loaded.pop(name, None)
+        if loaded:
+            for stats_map in loaded.maps:
+                self._file_system.remove_file(stats_map.file.encode())
+            loaded.collector.close()
+
+    def unload(self, name: str) -> None:
+        """End a collector, or show an adopted map no more.
+
+        :raises CollectorError: there is no such collector
+        """
+        if name in self._adopted:
+            self._file_system.remove_file(name.encode())
+            self._adopted.pop(name).close()
+            self._state.adopted.pop(name, None)
+        elif name in self._loaded:
+            self._hide(name)
+            remove_pins(self._pins / name)
+            self._state.notes.pop(name, None)
+        elif name not in self._state.failed:
+            known = ", ".join(sorted([*self._loaded, *self._adopted])) or "none"
+            raise CollectorError(f'no collector "{name}" is loaded; there are: {known}')
+        self._state.failed.pop(name, None)
+        self._changed()
+
+    def stale(self) -> list[str]:
+        """Loaded drop-ins whose files are gone."""
+        wanted = self.wanted()
+        return [n for n, loaded in self._loaded.items() if loaded.dropped_in and n not in wanted]
+
+    def is_current(self, name: str, path: Path) -> bool:
+        """Whether a collector was loaded from that file as it is now."""
+        loaded = self._loaded.get(name)
+        if loaded is None or loaded.path != path:
+            return False
+        try:
+            return not loaded.digest or loaded.digest == _digest(path)
+        except CollectorError:
+            return False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._loaded
+
+    # Maps of others
+
+    def adopt(self, name: str, path: Path) -> None:
+        """Show a map that somebody else pinned.
+
+        :raises CollectorError: it cannot be shown
+        """
+        if name in self._loaded:
+            raise CollectorError(f'{path}: "{name}" is the name of a collector; choose another')
+        adopted = AdoptedMap(name, path, self._hierarchy)
+        try:
+            self._taken("", [name])
+            self._file_system.add_file(name.encode(), adopted.read)
+        except (CollectorError, ValueError) as error:
+            adopted.close()
+            raise CollectorError(f"{path}: {error}") from None
+        self._adopted[name] = adopted
+        self._state.adopted[name] = f"{path}: {adopted.description}"
+        self._changed()
+
+    # Initial cgroups
+
+    def _on_change(self, cgroup: Cgroup) -> None:
+        if cgroup.alive:
+            return
+        for name, loaded in self._loaded.items():
+            for stats_map in loaded.maps:
+                if stats_map.initial == cgroup.id:
+                    self._end_map(name, stats_map)
+
+    def _end_map(self, name: str, stats_map: StatsMap) -> None:
+        """The initial cgroup is destroyed: so is the map."""
+        self._file_system.remove_file(stats_map.file.encode())
+        loaded = self._loaded[name]
+        loaded.maps = [each for each in loaded.maps if each is not stats_map]
+        if not loaded.maps:
+            self._gone.append(name)
+            self.on_gone()
+
+    def end_gone(self) -> None:
+        """End collectors that have no stats map any more."""
+        while self._gone:
+            name = self._gone.pop()
+            if name in self._loaded and not self._loaded[name].maps:
+                log.info("collector %s: its initial cgroup was removed; it ends", name)
+                self.unload(name)
+
+    def close(self) -> None:
+        for loaded in self._loaded.values():
+            loaded.collector.close()
+        for adopted in self._adopted.values():
+            adopted.close()
+
+
+def _reader(stats_map: StatsMap) -> Callable[[int], bytes]:
+    look_up, text = stats_map.lookup, stats_map.value_type.format
+    return lambda cgroup_id: text(look_up(cgroup_id))
