@@ -25,9 +25,11 @@ from typing import NoReturn
 
 import pytest
 
-from cgstatfs import collectors, libbpf
-from cgstatfs.engines import ENGINES, EngineUnavailable
+from cgstatfs import libbpf
+from cgstatfs.collectors import Collector, Counters
+from cgstatfs.engines import ENGINES, Engine, EngineUnavailable
 from cgstatfs.hierarchy import find_cgroup2
+from cgstatfs.loading import Request, load
 from cgstatfs.objects import object_path
 from cgstatfs.runtime import Runtime
 
@@ -74,6 +76,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine_name", names, scope="session")
 
 
+_PROPERTIES = "test_properties.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In guests, that are slow, what hardly depends on the kernel is left out.
+
+    The file system is the same with both engines, and standalone is the host's: of that the
+    map's properties are tested there, as the kernel's BPF is another.
+    """
+    if not os.environ.get("CGSTATFS_TEST_GUEST") or SCALE >= 1:
+        return
+    reason = "runs on the host; here with CGSTATFS_GUEST_SCALE=1"
+    for item in items:
+        engine = getattr(item, "callspec", None) and item.callspec.params.get("engine_name")
+        other = engine == "standalone" and item.path.name != _PROPERTIES
+        if other or item.get_closest_marker("on_host"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Wait for something that will come; the time is only for when it does not."""
     deadline = time.monotonic() + seconds
@@ -82,16 +103,28 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 600)
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="session")
-def work() -> Path:
-    """The program of tests/work.c."""
-    source, program = Path(__file__).parent / "work.c", BUILD / "tests" / "work"
+def _compiled(name: str) -> Path:
+    """A program in C of the tests' own."""
+    source, program = Path(__file__).parent / f"{name}.c", BUILD / "tests" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source], check=True
+            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source, "-lbpf"],
+            check=True,
         )
     return program
+
+
+@pytest.fixture(scope="session")
+def work() -> Path:
+    """The program of tests/work.c."""
+    return _compiled("work")
+
+
+@pytest.fixture(scope="session")
+def litmus() -> Path:
+    """The program of tests/litmus.c."""
+    return _compiled("litmus")
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +138,48 @@ _numbers = itertools.count()
 def _kill_all(directory: Path) -> None:
     for pid in (directory / "cgroup.procs").read_text().split():
         os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture
+def tracefs() -> Iterator[Path]:
+    """Mounted, as bpftrace, tp and kprobe programs need it; and unmounted again if it was not."""
+    path = Path("/sys/kernel/tracing")
+    mounted = (path / "events").exists()
+    if not mounted:
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", path], check=True)
+    yield path
+    if not mounted:
+        subprocess.run(["umount", path], check=True)
+
+
+def wait_for_bpftrace(tracer: subprocess.Popen[str]) -> None:
+    """Wait until a program of bpftrace's, which prints ``up`` every so often, is attached."""
+    ups = 0
+    while ups < 3:
+        line = tracer.stdout.readline()
+        assert line, "bpftrace ended before it began"
+        ups += line == "up\n"
+
+
+@pytest.fixture(scope="module")
+def bcc_compiler() -> Iterator[None]:
+    """bcc, and what it compiles with. CI has both."""
+    from .vm import headers, kernels
+
+    def missing(reason: str) -> NoReturn:
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        skip(reason)
+
+    try:
+        import bcc  # noqa: F401
+    except ImportError as error:
+        missing(f"bcc cannot be imported ({error}); install python3-bpfcc")
+    try:
+        with headers.provided():
+            yield
+    except kernels.KernelError as error:
+        missing(f"no kernel headers: {error}")
 
 
 def remove_tree(root: Path) -> None:
@@ -152,17 +227,17 @@ def dying(directory: Path) -> int:
 class Loaded:
     """The shipped collectors, loaded for an engine."""
 
-    def __init__(self, engine: collectors.Engine, loaded: list[collectors.Collector]) -> None:
+    def __init__(self, engine: Engine, loaded: list[Collector]) -> None:
         self.engine = engine
         self.collectors = loaded
-        self._map_of = {m.file: (c, m) for c in loaded for m in c.maps}
+        self._map_of = {m.file: (c, m) for c in loaded for m in c.stats_maps}
 
     def value(self, file: str, cgroup: int | Path) -> dict[str, tuple[int, ...]]:
         """A flushing lookup, by element name."""
         _, stats_map = self._map_of[file]
         value = stats_map.lookup(cgroup if isinstance(cgroup, int) else cgroup_id(cgroup))
         return {
-            field.name: value[field.offset : field.offset + field.elements]
+            field.path: value[field.offset : field.offset + field.elements]
             for field in stats_map.value_type.fields
         }
 
@@ -173,7 +248,7 @@ class Loaded:
     def fd(self, file: str, ending: str) -> int:
         """Of one of the BPF maps that a stats map consists of."""
         collector, stats_map = self._map_of[file]
-        return collector.object.maps[f"{stats_map.prefix}_{ending}"].fd
+        return collector.maps[f"{stats_map.prefix}_{ending}"]
 
     def ids(self, file: str, ending: str) -> set[int]:
         """The cgroups that have an element in one of the BPF maps."""
@@ -198,15 +273,17 @@ class Loaded:
                 below.add(id)
         return below & parents.keys()
 
+    def counters(self, file: str) -> Counters:
+        """What a stats map counts of itself."""
+        collector, stats_map = self._map_of[file]
+        return collector.counters(stats_map.prefix)
+
     def misses(self, file: str) -> dict[str, int]:
         collector, _ = self._map_of[file]
-        return {
-            name: libbpf.recursion_misses(collector.object.programs[name].fd)
-            for name in collector.links
-        }
+        return collector.misses()
 
 
-def make_engine(name: str) -> collectors.Engine:
+def make_engine(name: str) -> Engine:
     engine = next(kind for kind in ENGINES if kind.name == name)()
     engine.probe()
     return engine
@@ -216,7 +293,7 @@ def make_engine(name: str) -> collectors.Engine:
 def loaded(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
     engine = make_engine(engine_name)
     names = ("proc_events", "sched_runqlat", "mm_reclaim")
-    found = [collectors.load(object_path(n), engine, cgroup_id(cgroupfs)) for n in names]
+    found = [load(Request(object_path(n), engine, cgroup_id(cgroupfs))) for n in names]
     yield Loaded(engine, found)
     for collector in found:
         collector.close()
@@ -267,18 +344,16 @@ class Mounted:
 
         For cgroups in which nothing happens any more and that were read once.
         """
-        from cgstatfs import btf
-
-        fd = libbpf.get_pinned(self.runtime.pins / collector / "maps" / f"{prefix}_entries")
+        held = Collector.from_pins(self.runtime.pins / collector)
         try:
-            info = libbpf.map_info(fd)
-            _, value_type = btf.describe(info.btf_id, info.btf_value_type_id)
-            key = cgroup_id(cgroup).to_bytes(8, sys.byteorder)
-            entry = libbpf.map_lookup(fd, key, info.value_size)
+            value_type = held.description(prefix).value_type
+            fd = held.maps[f"{prefix}_entries"]
+            size = libbpf.map_info(fd).value_size
+            entry = libbpf.map_lookup(fd, cgroup_id(cgroup).to_bytes(8, sys.byteorder), size)
         finally:
-            os.close(fd)
+            held.close()
         # struct cgstat_entry, then spill, total and pending
-        total = info.value_size - 2 * value_type.size
+        total = size - 2 * value_type.size
         return value_type.format(value_type.unpack(entry[total : total + value_type.size]))
 
 
@@ -299,3 +374,5 @@ def mounted(
     result = cgstatfs("umount", path)
     assert result.returncode == 0, result.stderr
     assert not mount.runtime.pins.exists()
+    # It stays if something was logged, as tests announce it.
+    mount.runtime.log.unlink(missing_ok=True)

@@ -11,6 +11,12 @@
  *	work touch_in_thread DIRECTORY BYTES
  *					the same in a thread, the main one having ended
  *	work write DIRECTORY FILE TEXT	join, write TEXT to FILE
+ *	work update DIRECTORY MAP N FIRST
+ *					join; update MAP of tests/bpf/properties.bpf.c
+ *					with FIRST, FIRST + 1, ..., N times
+ *	work interrupts DIRECTORY MAP N
+ *					the same from 1 on, hit by timer interrupts
+ *					that update as well
  *	work read DIRECTORY FILE	open, read and close FILE until killed; print a
  *					byte after the first time
  */
@@ -24,7 +30,12 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
+
+/* See tests/bpf/properties.bpf.c. */
+#define CALL 0x63677072
+#define INTERRUPTS 0x100
 
 static void die(const char *what)
 {
@@ -157,6 +168,36 @@ static void touch_in_thread(size_t bytes)
 	pthread_exit(NULL);
 }
 
+static void update(long map, long n, long first)
+{
+	for (long i = 0; i < n; i++)
+		prctl(CALL, map, first + i, 0, 0);
+}
+
+static void ignore(int signal)
+{
+	(void)signal;
+}
+
+/* A timer that notifies nobody, or whose signal is ignored, is not kept going. */
+static void update_with_interrupts(long map, long n)
+{
+	struct itimerspec every = { { 0, 100000 }, { 0, 100000 } };
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+	timer_t timer;
+
+	signal(SIGUSR1, ignore);
+
+	prctl(CALL, INTERRUPTS | map, 1, 0, 0);
+	/* The timer's interrupt comes to the cpu that we are on. */
+	if (timer_create(CLOCK_MONOTONIC, &event, &timer) ||
+	    timer_settime(timer, 0, &every, NULL))
+		die("timer");
+	update(map, n, 1);
+	timer_delete(timer);
+	prctl(CALL, INTERRUPTS | map, 0, 0, 0);
+}
+
 static void read_forever(const char *path)
 {
 	char buffer[4096];
@@ -188,6 +229,10 @@ int main(int argc, char **argv)
 			fork_one();
 	else if (!strcmp(argv[1], "pingpong"))
 		pingpong(atol(argv[3]), argv[4]);
+	else if (!strcmp(argv[1], "update"))
+		update(atol(argv[3]), atol(argv[4]), atol(argv[5]));
+	else if (!strcmp(argv[1], "interrupts"))
+		update_with_interrupts(atol(argv[3]), atol(argv[4]));
 	else if (!strcmp(argv[1], "touch"))
 		touch(atol(argv[3]));
 	else if (!strcmp(argv[1], "touch_in_thread"))

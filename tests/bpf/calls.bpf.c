@@ -35,7 +35,7 @@ CGSTAT_MAP(calls, struct calls, "test.calls");
 /* Set the mark that whoever lists an array sets first, and go no further. */
 static __always_inline void interrupt(struct cgroup *cgrp, __u64 n)
 {
-	struct cgstat_where where;
+	struct cgstat_where where = {};
 	struct calls *v = calls_begin(cgrp, &where);
 	__u64 flushes;
 
@@ -52,7 +52,7 @@ static __always_inline void resume(struct cgroup *cgrp)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cgstat_list *list = bpf_map_lookup_elem(&calls_lists, &cpu);
-	struct cgstat_where where;
+	struct cgstat_where where = {};
 	__u64 flushes;
 
 	if (!list || !calls_begin(cgrp, &where))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Loaded, remove_tree, skip, wait_until
+from ..conftest import Loaded, remove_tree, skip, wait_for_bpftrace, wait_until
 
 PINGPONGS = 2000
 MIB = 1 << 20
@@ -22,24 +22,12 @@ def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-@pytest.fixture
-def tracefs() -> Iterator[None]:
-    """Mounted, as bpftrace needs it; and unmounted again if it was not."""
-    path = Path("/sys/kernel/tracing")
-    if (path / "events").exists():
-        yield
-        return
-    subprocess.run(["mount", "-t", "tracefs", "tracefs", path], check=True)
-    yield
-    subprocess.run(["umount", path], check=True)
-
-
 def waits(loaded: Loaded, cgroup: Path) -> int:
     return sum(loaded.value("sched.runqlat", cgroup)["wait_ns"])
 
 
 def test_runqlat_counts_what_bpftrace_counts(
-    loaded: Loaded, tree: Path, work: Path, tracefs: None
+    loaded: Loaded, tree: Path, work: Path, tracefs: Path
 ) -> None:
     """Both count switches to the tasks of one cgroup, which nobody else's are named like."""
     name = f"pp{os.getpid()}"
@@ -51,11 +39,7 @@ def test_runqlat_counts_what_bpftrace_counts(
     )
     tracer = subprocess.Popen(["bpftrace", "-e", program], stdout=subprocess.PIPE, text=True)
     try:
-        ups = 0
-        while ups < 3:
-            line = tracer.stdout.readline()
-            assert line, "bpftrace ended before it began"
-            ups += line == "up\n"
+        wait_for_bpftrace(tracer)
         before = waits(loaded, tree)
         worker.send_signal(signal.SIGCONT)
         wait_until(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cgstatfs import collectors, libbpf
+from cgstatfs import libbpf, loading
+from cgstatfs.collectors import CollectorError
 
 from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, times, wait_until
 
@@ -34,7 +35,7 @@ def load(name: str, engine_name: str, cgroupfs: Path) -> Loaded:
     engine = make_engine(engine_name)
     path = BUILD / "tests" / f"{name}.bpf.o"
     assert path.exists(), f"{path} is not built; run make test"
-    return Loaded(engine, [collectors.load(path, engine, cgroup_id(cgroupfs))])
+    return Loaded(engine, [loading.load(loading.Request(path, engine, cgroup_id(cgroupfs)))])
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     # A lookup of its own, so that two are never in one context.
     collector = calls.collectors[0]
     other = calls.engine.lookup(
-        collector.object.programs["calls_" + calls.engine.programs[-1]],
-        collector.maps[0].value_type,
+        collector.programs["calls_" + calls.engine.programs[-1]],
+        collector.stats_maps[0].value_type,
     )
 
     def flush() -> None:
@@ -267,7 +268,7 @@ def test_more_cgroups_than_there_is_room_for(
 def test_what_is_refused(
     engine_name: str, cgroupfs: Path, name: str, words: list[str]
 ) -> None:
-    with pytest.raises(collectors.CollectorError) as error:
+    with pytest.raises(CollectorError) as error:
         load(name, engine_name, cgroupfs)
     for word in (f"{name}.bpf.o", *words):
         assert word in str(error.value)
@@ -279,6 +280,6 @@ def test_a_damaged_object_is_refused(engine_name: str, cgroupfs: Path, tmp_path:
     for name, data in {"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2]}.items():
         path = tmp_path / f"{name}.bpf.o"
         path.write_bytes(data)
-        with pytest.raises(collectors.CollectorError) as error:
-            collectors.load(path, engine, cgroup_id(cgroupfs))
+        with pytest.raises(CollectorError) as error:
+            loading.load(loading.Request(path, engine, cgroup_id(cgroupfs)))
         assert str(path) in str(error.value)

@@ -3,9 +3,9 @@
 
 import sys
 
-from cgstatfs import cli, daemon
+from cgstatfs import cli, registry
 
-reader = daemon._file_reader
+reader = registry._reader
 
 
 def broken(stats_map):
@@ -14,5 +14,5 @@ def broken(stats_map):
     return reader(stats_map)
 
 
-daemon._file_reader = broken
+registry._reader = broken
 sys.exit(cli.main(sys.argv[1:]))

@@ -93,4 +93,4 @@ def test_in_a_guest(
     print(text)
     assert status == 0, text[-20000:]
     for engine in ("rstat", "standalone"):
-        assert len(re.findall(rf"\[{engine}.*PASSED", text)) > 30, engine
+        assert len(re.findall(rf"\[{engine}.*PASSED", text)) > 10, engine

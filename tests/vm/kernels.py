@@ -44,7 +44,7 @@ class Kernel:
     """An unpacked kernel.
 
     `modules_path` is the release's folder below some `lib/modules`, with
-    `modules.dep` in it.
+    `modules.dep` in it, and with `build` and `source`, links to the headers.
     """
 
     name: str
@@ -64,7 +64,8 @@ def fetch(name: str, *, refresh: bool = False) -> Kernel:
     cache = _cache()
     with _locked(cache):
         link = cache / name
-        if refresh or not link.exists():
+        # A cache that was filled before there were headers in it is completed.
+        if refresh or not link.exists() or not _has_headers(link.resolve()):
             _select(cache, name)
         return _describe(name, link.resolve())
 
@@ -101,7 +102,7 @@ def _locked(cache: Path) -> Iterator[None]:
     except OSError as error:
         raise KernelError(
             f"{error.filename or cache}: {error.strerror}; set CGSTATFS_CACHE to a "
-            "folder that can be written to and has 1 GB free"
+            "folder that can be written to and has 2 GB free"
         ) from None
 
 
@@ -115,6 +116,8 @@ def _select(cache: Path, name: str) -> None:
     folder = cache / release
     if not folder.exists():
         _unpack(apt, packages, folder, release)
+    if not _has_headers(folder):
+        _add_headers(apt, release, folder)
     link = cache / name
     old = link.resolve() if link.is_symlink() else folder
     fresh = cache / f"{name}.link"
@@ -149,10 +152,14 @@ def _numbers(release: str) -> tuple[int, ...]:
 def _packages(release: str, known: set[str]) -> list[str]:
     """Return the packages that make up a release, none if some are missing.
 
+    The headers have to be there, too, though they are kept apart.
+
     Debian split its kernel packages at 6.19: before, `linux-image` held the
     image and the modules, since then it holds neither. A suite may have only
     the signed or only the unsigned image; to a guest they are the same.
     """
+    if not known.issuperset(_header_packages(release)):
+        return []
     modules = f"linux-modules-{release}"
     if modules in known:
         images = [f"linux-binary-{release}", f"linux-binary-unsigned-{release}"]
@@ -162,6 +169,36 @@ def _packages(release: str, known: set[str]) -> list[str]:
         others = []
     image = [package for package in images if package in known][:1]
     return image and image + [package for package in others if package in known]
+
+
+def _header_packages(release: str) -> tuple[str, str]:
+    """Return the packages that `build` and `source` are links into.
+
+    Who compiles with them does not build modules, so linux-kbuild is left out.
+    """
+    common = release.removesuffix("-amd64") + "-common"
+    return f"linux-headers-{release}", f"linux-headers-{common}"
+
+
+def _has_headers(folder: Path) -> bool:
+    """Tell whether an unpacked kernel's modules lead to its headers."""
+    modules = _describe(folder.name, folder).modules_path
+    return (modules / "build").exists() and (modules / "source").exists()
+
+
+def _add_headers(apt: _Apt, release: str, folder: Path) -> None:
+    """Unpack a release's headers, and have its modules lead to them."""
+    packages = _header_packages(release)
+    headers = folder / "headers"
+    if not headers.exists():
+        _unpack(apt, list(packages), headers)
+    modules = _describe(release, folder).modules_path
+    for name, package in zip(("build", "source"), packages, strict=True):
+        link = modules / name
+        # Some kernel packages bring links to where an installation would be.
+        link.unlink(missing_ok=True)
+        # Relative, so that the cache can be moved.
+        link.symlink_to(os.path.relpath(headers / "usr/src" / package, modules))
 
 
 def _unpack(

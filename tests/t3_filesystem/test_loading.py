@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Collectors are loaded, replaced and unloaded while the mount serves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cgstatfs import control
+
+from ..conftest import BUILD, Mounted, times, wait_until
+
+OBJECT = BUILD / "tests" / "properties.bpf.o"
+FILES = ("test.kinds", "test.shared", "test.own", "test.distinct")
+KINDS, SHARED, OWN = 1, 2, 3
+UPDATES = times(20_000)
+
+
+def load(mounted: Mounted, path: Path, *, keep: bool = False, **initials: str) -> list[str]:
+    initial = {"": initials["initial"]} if initials else {}
+    question = {"do": "load", "path": str(path), "initials": initial, "keep": keep}
+    return control.ask(mounted.runtime.socket, question)
+
+
+def unload(mounted: Mounted, name: str) -> list[str]:
+    return control.ask(mounted.runtime.socket, {"do": "unload", "name": name})
+
+
+@pytest.fixture
+def properties(mounted: Mounted) -> Iterator[None]:
+    """tests/bpf/properties.bpf.c, loaded."""
+    load(mounted, OBJECT)
+    yield
+    try:
+        unload(mounted, "properties")
+    except control.Refused:
+        pass  # The test did.
+    assert not (mounted.runtime.pins / "properties").exists()
+
+
+def update(work: Path, cgroup: Path, which: int, count: int, first: int = 1) -> None:
+    subprocess.run([work, "update", cgroup, str(which), str(count), str(first)], check=True)
+
+
+def calls(file: Path) -> int:
+    """How often a value was updated; see struct kinds."""
+    line = file.read_text().splitlines()[6]
+    assert line.startswith("nested calls="), line
+    return int(line.split()[1].removeprefix("calls="))
+
+
+def refused(function: Callable[[], object]) -> str | None:
+    try:
+        function()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return None
+
+
+def test_files_appear_and_disappear_everywhere_at_once(
+    mounted: Mounted, tree: Path, work: Path
+) -> None:
+    directories = [tree / name for name in ("a", "a/b", "c")]
+    for directory in directories:
+        directory.mkdir()
+    everywhere = [mounted.path, *map(mounted.of, (tree, *directories))]
+    for directory in everywhere:
+        assert "test.kinds" not in os.listdir(directory)
+        assert refused((directory / "test.kinds").stat) == "ENOENT"
+    load(mounted, OBJECT)
+    try:
+        for directory in everywhere:
+            assert {*FILES} <= {*os.listdir(directory)}
+            assert calls(directory / "test.kinds") == 0
+        update(work, directories[1], KINDS, 10)
+        assert [calls(d / "test.kinds") for d in everywhere] == [10, 10, 10, 10, 0]
+        (tree / "new").mkdir()
+        assert calls(mounted.of(tree / "new") / "test.kinds") == 0
+        with open(everywhere[2] / "test.kinds", "rb", buffering=0) as opened, open(
+            everywhere[2] / "proc.events", "rb", buffering=0
+        ) as other:
+            half, whole = opened.read(10), other.read(6)
+            unload(mounted, "properties")
+            for directory in everywhere:
+                assert not {*FILES} & {*os.listdir(directory)}
+                assert refused((directory / "test.kinds").read_text) == "ENOENT"
+            # What was partly read goes on to its end; a new lookup there cannot be.
+            assert half == b"sum 55\nmax"
+            assert opened.read(10) == b" 10\nmin 1\n"
+            opened.seek(0)
+            assert refused(lambda: opened.read(10)) == "ENODEV"
+            # Others are undisturbed.
+            assert whole + other.read(2) == b"forks 0\n"
+    finally:
+        if (mounted.runtime.pins / "properties").exists():
+            unload(mounted, "properties")
+
+
+@pytest.mark.on_host
+def test_replaced_it_begins_anew(
+    mounted: Mounted, properties: None, tree: Path, work: Path
+) -> None:
+    file = mounted.of(tree) / "test.kinds"
+    update(work, tree, KINDS, 10)
+    with open(file, "rb", buffering=0) as opened:
+        assert opened.read(7) == b"sum 55\n"
+        load(mounted, OBJECT)
+        opened.seek(0)
+        assert refused(lambda: opened.read(7)) == "ENODEV"
+    assert calls(file) == 0
+    update(work, tree, KINDS, 3)
+    assert calls(file) == 3
+
+
+def test_kept_it_goes_on(mounted: Mounted, properties: None, tree: Path, work: Path) -> None:
+    """With all it had, also of cgroups that are gone, and of those that come and go meanwhile."""
+    gone, stays = tree / "gone", tree / "stays"
+    gone.mkdir()
+    stays.mkdir()
+    for cgroup in (gone, stays):
+        update(work, cgroup, KINDS, 10)
+        update(work, cgroup, SHARED, 10)
+    gone.rmdir()
+    before = (mounted.of(tree) / "test.kinds").read_text()
+    for _ in range(1 + times(10) // 5):
+        assert load(mounted, OBJECT, keep=True) == [f"properties: loaded; {', '.join(sorted(FILES))}"]
+    assert (mounted.of(tree) / "test.kinds").read_text() == before
+    for file in ("test.kinds", "test.shared"):
+        assert calls(mounted.of(tree) / file) == 20
+        assert calls(mounted.of(stays) / file) == 10
+    update(work, stays, KINDS, 5)
+    (tree / "new").mkdir()
+    update(work, tree / "new", KINDS, 5)
+    (tree / "new").rmdir()
+    assert calls(mounted.of(tree) / "test.kinds") == 30
+    assert calls(mounted.of(stays) / "test.kinds") == 15
+
+
+@pytest.mark.on_host
+def test_kept_while_it_counts(mounted: Mounted, properties: None, tree: Path, work: Path) -> None:
+    """Nothing is counted twice; nor lost, but for the moment between the two."""
+    file = mounted.of(tree) / "test.kinds"
+    count = 20 * UPDATES
+    worker = subprocess.Popen([work, "update", tree, str(KINDS), str(count), "1"])
+    seen = 0
+    for number in range(3):
+        directory = tree / f"short{number}"
+        directory.mkdir()
+        load(mounted, OBJECT, keep=True)
+        directory.rmdir()
+        now = calls(file)
+        assert seen <= now <= count
+        seen = now
+    assert worker.wait() == 0
+    total = calls(file)
+    assert seen <= total <= count
+    update(work, tree, KINDS, 100)
+    assert calls(file) == total + 100
+
+
+@pytest.mark.on_host
+@pytest.mark.log("counting began anew")
+def test_kept_it_begins_anew_if_its_type_changed(
+    mounted: Mounted, properties: None, tree: Path, work: Path, tmp_path: Path
+) -> None:
+    update(work, tree, KINDS, 10)
+    # The same name, of another collector.
+    other = tmp_path / "properties.bpf.o"
+    shutil.copy(BUILD / "tests" / "calls.bpf.o", other)
+    done = load(mounted, other, keep=True)
+    assert any("counting began anew: the type of" in line for line in done)
+    names = os.listdir(mounted.of(tree))
+    assert "test.calls" in names and "test.kinds" not in names
+
+
+@pytest.mark.log("its initial cgroup was removed")
+def test_an_initial_cgroup(mounted: Mounted, cgroupfs: Path, tree: Path, work: Path) -> None:
+    """Files in it and below it; and none when it is removed, at once, and no memory."""
+    inside, below = tree / "inside", tree / "inside/below"
+    below.mkdir(parents=True)
+    load(mounted, OBJECT, initial=f"/{inside.relative_to(cgroupfs)}")
+    try:
+        for cgroup in (inside, below, tree):
+            update(work, cgroup, KINDS, 10)
+        for cgroup, expected in ((inside, 20), (below, 10)):
+            assert {*FILES} <= {*os.listdir(mounted.of(cgroup))}
+            assert calls(mounted.of(cgroup) / "test.kinds") == expected
+        for directory in (mounted.path, mounted.of(tree)):
+            assert not {*FILES} & {*os.listdir(directory)}
+            assert refused((directory / "test.kinds").read_text) == "ENOENT"
+        with open(mounted.of(inside) / "test.kinds", "rb", buffering=0) as opened:
+            assert opened.read(4) == b"sum "
+            below.rmdir()
+            inside.rmdir()
+            opened.seek(0)
+            assert refused(lambda: opened.read(4)) == "ENODEV"
+        pins = mounted.runtime.pins / "properties"
+        wait_until(lambda: not pins.exists(), "the collector to end")
+        with pytest.raises(control.Refused, match='no collector "properties" is loaded'):
+            unload(mounted, "properties")
+    finally:
+        if (mounted.runtime.pins / "properties").exists():
+            unload(mounted, "properties")
+
+
+@pytest.mark.on_host
+def test_no_such_initial_cgroup(mounted: Mounted) -> None:
+    for path in ("/no/such", "/../../../tmp", "/cgroup.procs"):
+        with pytest.raises(control.Refused, match="no such cgroup"):
+            load(mounted, OBJECT, initial=path)
+    assert not (mounted.runtime.pins / "properties").exists()
