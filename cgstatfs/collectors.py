@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +30,7 @@ from .valuetype import ValueType
 
 __all__ = (
     "CONFIG", "Collector", "CollectorError", "Counters", "MAP_CONFIG", "PARTS", "StatsMap",
-    "check_collector_name", "check_file_name", "remove_pins",
+    "check_collector_name", "check_file_name", "detach", "remove_pins",
 )  # fmt: skip
 
 # The BPF maps that a stats map consists of.
@@ -39,6 +40,8 @@ PARTS = ("entries", "pairs", "lists", "ctl")
 CONFIG = struct.Struct("=4I")
 MAP_CONFIG = struct.Struct("=Q3I")
 _CONFIG_PIN = "config"
+# A worker's delay is milliseconds.
+_DETACH_SECONDS = 10
 # The head of struct cgstat_ctl
 _COUNTERS = struct.Struct("=5Q")
 
@@ -169,19 +172,24 @@ class Collector:
         partial.rename(directory)
 
     @classmethod
-    def from_pins(cls, directory: Path) -> Collector:
+    def from_pins(cls, directory: Path, *, to_serve: bool = False) -> Collector:
         """Open what is pinned, but the links: whoever unpins those ends it.
 
+        :param to_serve: of the programs, those of lookups alone. Who serves holds no other, so
+            that it is seen when one has ended; see :func:`detach`.
         :raises OSError: there is no such collector
         :raises CollectorError: another version of cgstatfs made it
         """
         collector = cls(directory.name, ENGINES[0]())
         try:
-            for kind in ("maps", "programs"):
-                for path in sorted((directory / kind).iterdir()):
-                    getattr(collector, kind)[path.name] = libbpf.get_pinned(path)
+            for path in sorted((directory / "maps").iterdir()):
+                collector.maps[path.name] = libbpf.get_pinned(path)
             number, *_ = CONFIG.unpack_from(collector._config(_CONFIG_PIN))
             collector.engine = _engine_numbered(number)
+            lookups = {f"{prefix}_{collector.engine.programs[-1]}" for prefix in collector.prefixes}
+            for path in sorted((directory / "programs").iterdir()):
+                if not to_serve or path.name in lookups:
+                    collector.programs[path.name] = libbpf.get_pinned(path)
         except BaseException:
             collector.close()
             raise
@@ -204,6 +212,39 @@ def _engine_numbered(number: int) -> Engine:
         if kind.number == number:
             return kind()
     raise CollectorError(f"engine {number} is unknown to this version of cgstatfs")
+
+
+def detach(directory: Path, names: set[str]) -> None:
+    """End some programs of a pinned collector, and wait until they run no more.
+
+    To unpin a link is not enough: the kernel frees bpffs' inodes after a grace period, and
+    detaches in a worker (bpf_free_inode() in kernel/bpf/inode.c and bpf_link_put() in
+    kernel/bpf/syscall.c, 6.12). A link's id goes before it is detached; its program is let go
+    of afterwards, so it is the program's id that tells.
+
+    :raises OSError: bpffs refuses
+    :raises CollectorError: somebody else holds a link, so that its program goes on
+    """
+    ends: dict[str, tuple[int, int]] = {}
+    for name in names:
+        link = libbpf.get_pinned(directory / "links" / name)
+        try:
+            info = libbpf.link_info(link)
+            ends[name] = info.id, info.prog_id
+        finally:
+            os.close(link)
+        for kind in ("links", "programs"):
+            (directory / kind / name).unlink()
+    deadline = time.monotonic() + _DETACH_SECONDS
+    for name, (link_id, program_id) in ends.items():
+        while libbpf.program_exists(program_id) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        # Somebody may look at the program for long; without a link it does not run.
+        if libbpf.link_exists(link_id):
+            raise CollectorError(
+                f'program "{name}" is still attached, as somebody else holds link {link_id} '
+                "(see bpftool link); unload the collector, or end them"
+            )
 
 
 def remove_pins(directory: Path) -> None:

@@ -35,10 +35,13 @@ __all__ = (
     "create_cgroup_iter_link",
     "get_pinned",
     "lib",
+    "link_exists",
+    "link_info",
     "map_info",
     "pin",
     "possible_cpus",
     "printable",
+    "program_exists",
     "recursion_misses",
     "test_run",
 )
@@ -264,6 +267,37 @@ def recursion_misses(fd: int) -> int:
     info = ProgInfo()
     _read_info(fd, info)
     return info.recursion_misses
+
+
+class LinkInfo(ctypes.Structure):
+    """The head of ``struct bpf_link_info`` (include/uapi/linux/bpf.h, 6.1)."""
+
+    _fields_ = [("type", c_uint32), ("id", c_uint32), ("prog_id", c_uint32), ("_pad", c_uint32)]
+
+
+def link_info(fd: int) -> LinkInfo:
+    """Ids of a link and of its program."""
+    info = LinkInfo()
+    _read_info(fd, info)
+    return info
+
+
+def link_exists(id: int) -> bool:
+    """Whether anybody holds a link."""
+    return _exists(lib.bpf_link_get_fd_by_id(id))
+
+
+def program_exists(id: int) -> bool:
+    """Whether anybody holds a program; a link does until it has detached it."""
+    return _exists(lib.bpf_prog_get_fd_by_id(id))
+
+
+def _exists(fd: int) -> bool:
+    """:raises OSError: the kernel does not say"""
+    if fd == -errno.ENOENT:
+        return False
+    os.close(_check(fd, "an object by its id"))
+    return True
 
 
 class Map:

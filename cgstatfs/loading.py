@@ -23,7 +23,7 @@ from pathlib import Path
 
 from . import btf, libbpf, placement
 from .collectors import (
-    CONFIG, MAP_CONFIG, PARTS, Collector, CollectorError, check_collector_name, check_file_name,
+    CONFIG, MAP_CONFIG, PARTS, Collector, CollectorError, check_collector_name, check_file_name, detach,
 )  # fmt: skip
 from .engines import ENGINES, Engine
 from .libbpf import printable
@@ -180,14 +180,11 @@ def _other_version(what: str) -> CollectorError:
 
 def _describe(obj: libbpf.Object, request: Request) -> list[Stage]:
     _check_names(obj)
-    prefixes = list(_prefixes(obj))
     config = obj.maps.get(_CONFIG)
-    if not prefixes or config is None:
-        raise CollectorError("declares no stats map; use CGSTAT_MAP of cgstat.bpf.h")
-    if config.value_size != CONFIG.size:
+    if config is None or config.value_size != CONFIG.size:
         raise _other_version(f'map "{_CONFIG}"')
     stages: dict[str, Stage] = {}
-    for prefix in prefixes:
+    for prefix in _prefixes(obj):
         about = btf.describe_object(obj, f"{prefix}_entry")
         if about is None:
             raise CollectorError(
@@ -211,10 +208,17 @@ def open_object(path: Path, data: bytes) -> libbpf.Object:
     :raises CollectorError: it lacks what libbpf does without
     """
     obj = libbpf.Object(path, data)
-    # Fields would be looked for where they were in the kernel that it was compiled for.
-    if b".BTF.ext\0" not in data:
+    try:
+        if not any(_prefixes(obj)):
+            raise CollectorError("declares no stats map; use CGSTAT_MAP of cgstat.bpf.h")
+        # Fields would be looked for where they were in the kernel that it was compiled for.
+        if b".BTF.ext\0" not in data:
+            raise CollectorError(
+                "has no .BTF.ext; compile it with clang -g, and strip it with llvm-strip -g"
+            )
+    except CollectorError:
         obj.close()
-        raise CollectorError("has no .BTF.ext; compile it with clang -g, and strip it with llvm-strip -g")
+        raise
     return obj
 
 
@@ -367,9 +371,7 @@ def _collected(
 def _stop_others(keep: Path) -> None:
     """Detach the programs of a collector that is replaced, but those of the life cycle."""
     made = {name for prefix in _pinned_prefixes(keep) for name in _made_programs(prefix)}
-    for path in (keep / "links").iterdir():
-        if path.name not in made:
-            path.unlink()
+    detach(keep, {path.name for path in (keep / "links").iterdir()} - made)
 
 
 def _pinned_prefixes(directory: Path) -> list[str]:

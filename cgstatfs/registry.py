@@ -149,7 +149,7 @@ class Registry:
         notes = self._load_and_pin(request, directory)
         try:
             with loading.refusals(path):
-                opened = Collector.from_pins(directory)
+                opened = Collector.from_pins(directory, to_serve=True)
                 opened.name, opened.notes = name, notes
                 dropped_in = path.parent in self._directories
                 return _Loaded(opened, opened.stats_maps, path, digest, dropped_in)

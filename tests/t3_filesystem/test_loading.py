@@ -7,14 +7,15 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cgstatfs import control
+from cgstatfs import collectors, control, libbpf
 
-from ..conftest import BUILD, Mounted, times, wait_until
+from ..conftest import BUILD, Mounted, cgroup_id, times, wait_until
 
 OBJECT = BUILD / "tests" / "properties.bpf.o"
 FILES = ("test.kinds", "test.shared", "test.own", "test.distinct")
@@ -162,6 +163,43 @@ def test_kept_while_it_counts(mounted: Mounted, properties: None, tree: Path, wo
     assert seen <= total <= count
     update(work, tree, KINDS, 100)
     assert calls(file) == total + 100
+
+
+@pytest.mark.on_host
+def test_what_was_detached_runs_no_more(
+    mounted: Mounted, properties: None, tree: Path, work: Path
+) -> None:
+    """At once: the kernel detaches some time after a link lost its pin."""
+    pins = mounted.runtime.pins / "properties"
+    # Past the mount, which takes long enough to hide it.
+    served = collectors.Collector.from_pins(pins, to_serve=True)
+    look_up = next(m.lookup for m in served.stats_maps if m.file == "test.kinds")
+    with subprocess.Popen([work, "update", tree, str(KINDS), "1000000000", "1"]) as worker:
+        try:
+            wait_until(lambda: any(look_up(cgroup_id(tree))), "the worker to begin")
+            collectors.detach(pins, {"on_call"})
+            before = look_up(cgroup_id(tree))
+            time.sleep(0.2)
+            assert look_up(cgroup_id(tree)) == before
+        finally:
+            worker.kill()
+            served.close()
+
+
+@pytest.mark.on_host
+def test_what_somebody_else_keeps_attached_is_not_kept(
+    mounted: Mounted, properties: None, tree: Path, work: Path
+) -> None:
+    """Two programs that add to one map would count twice."""
+    update(work, tree, KINDS, 10)
+    links = mounted.runtime.pins / "properties/links"
+    held = [libbpf.get_pinned(path) for path in links.iterdir()]
+    try:
+        with pytest.raises(control.Refused, match="still attached, as somebody else holds link"):
+            load(mounted, OBJECT, keep=True)
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 @pytest.mark.on_host
