@@ -10,9 +10,14 @@
 #
 # $2 is the number of seconds after which the guest ends in any case, should the
 # host's side have been killed.
+#
+# $3 is where the host's root is a second time, and $4 the repository. The first
+# time it is without a cache, so that each import asks the host for everything.
 
 shared=$1
 limit=$2
+cached=$3
+repository=$4
 
 fail() {
 	echo "guest: $1" >>"$shared/output"
@@ -29,6 +34,16 @@ mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup ||
 	fail "cannot mount cgroup v2"
 [ -e /sys/fs/fuse/connections ] || modprobe fuse ||
 	fail "cannot load the fuse module; is kmod installed?"
+
+tag=$(sed -n "s|^\([^ ]*\) $cached 9p .*|\1|p" /proc/mounts)
+umount "$cached" && mount -t 9p "$tag" "$cached" \
+	-o ro,trans=virtio,version=9p2000.L,access=any,msize=512000,cache=loose ||
+	fail "cannot mount the host's root with a cache"
+for directory in /usr/bin /usr/sbin /usr/share /usr/include /usr/lib/*/ "$repository"; do
+	[ "$directory" = /usr/lib/modules/ ] && continue # virtme-ng's own
+	mount --bind "$cached$directory" "$directory" ||
+		fail "cannot mount $directory with a cache"
+done
 
 ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr

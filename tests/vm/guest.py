@@ -30,6 +30,7 @@ __all__ = ("GuestError", "run")
 _INIT = Path(__file__).with_name("guest-init.sh")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SHARED = "/run/shared"
+_CACHED = "/run/cached"
 _POLL_SECONDS = 0.1
 # From the command's end to the guest's: its power-off, or else its death.
 _SHUTDOWN_SECONDS = 30
@@ -122,10 +123,12 @@ def _vng(
         f"--memory={memory}",
         "--user=root",
         f"--rwdir={_SHARED}={shared}",
+        # The root again, which guest-init.sh mounts with a cache.
+        f"--rodir={_CACHED}=/",
         # The kernel's console on standard error, with warnings and worse.
         "--verbose",
         "--append=loglevel=5",
-        f"--exec=sh {_SHARED}/init {_SHARED} {timeout:g}",
+        f"--exec=sh {_SHARED}/init {_SHARED} {timeout:g} {_CACHED} {_REPOSITORY}",
     ]
 
 
