@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,8 @@ __all__ = ("RUN", "Runtime", "State", "mount_bpffs")
 RUN = Path("/run/cgstatfs")
 _BPFFS = Path("/sys/fs/bpf")
 _PINS = _BPFFS / "cgstatfs"
+# What leaves room for the rest of a socket's path: sockaddr_un has 108 bytes.
+_MAX_NAME = 80
 
 
 def mount_bpffs() -> None:
@@ -41,9 +44,11 @@ def mount_bpffs() -> None:
 def _escape(path: Path) -> str:
     """A mount point as a file name, without dots, which bpffs reserves."""
     text = os.fsencode(path).strip(b"/").decode("latin-1") or "-"
-    return re.sub(
-        r"[^A-Za-z0-9_/]", lambda m: f"\\x{ord(m[0]):02x}", text
-    ).replace("/", "-")
+    name = re.sub(r"[^A-Za-z0-9_/]", lambda m: f"\\x{ord(m[0]):02x}", text).replace("/", "-")
+    if len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return f"{name[: _MAX_NAME - len(digest) - 1]}-{digest}"
 
 
 class _Process(NamedTuple):

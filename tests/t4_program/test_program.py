@@ -237,11 +237,14 @@ def test_a_cgroup_namespaces_view(
 
 
 def test_two_mounts(mountpoint: Path, tmp_path: Path, tree: Path, work: Path) -> None:
-    second = tmp_path / "mnt.2"
+    # Longer than the path of a socket can be.
+    second = tmp_path / f"mnt.2{'-x' * 100}"
     second.mkdir()
     mount(mountpoint)
     mount(second)
     try:
+        assert cgstatfs("unload", "--mount", second, "mm_reclaim").returncode == 0
+        assert (mountpoint / "mm.reclaim").exists() and not (second / "mm.reclaim").exists()
         subprocess.run([work, "fork", tree, "4"], check=True)
         for path in (mountpoint, second):
             assert (path / tree.name / "proc.events").read_text().startswith("forks 4\n")
