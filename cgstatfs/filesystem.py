@@ -162,9 +162,12 @@ class FileSystem(pyfuse3.Operations):
     def _node(self, cgroup: Cgroup) -> int:
         return nodes.ROOT if cgroup is self._hierarchy.root else cgroup.id
 
-    def _cgroup_and_file(self, node: int) -> tuple[Cgroup, _File]:
+    def _cgroup_and_file(self, node: int, *, unloaded: bool = False) -> tuple[Cgroup, _File]:
+        """:param unloaded: also a file that is open and was unloaded"""
         id, tag = nodes.split_file_node(node)
         file = self._file_of_tag.get(tag)
+        if file is None and unloaded:
+            file = next((each.file for each in self._open.values() if each.file.tag == tag), None)
         if file is None:
             raise FUSEError(errno.ESTALE)
         return self._cgroup(id), file
@@ -211,7 +214,7 @@ class FileSystem(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = nodes.file_node(cgroup.id, file.tag)
         entry.st_mode = stat.S_IFREG | 0o444
-        entry.st_nlink = 1 if cgroup.alive else 0
+        entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
         entry.st_size = self._length(cgroup, file)
@@ -236,7 +239,7 @@ class FileSystem(pyfuse3.Operations):
             raise FUSEError(gone) from None
 
     def _length(self, cgroup: Cgroup, file: _File) -> int:
-        if not cgroup.alive:
+        if not cgroup.alive or file.gone:
             return 0
         try:
             return len(self._text(cgroup, file, errno.ENOENT))
@@ -248,7 +251,7 @@ class FileSystem(pyfuse3.Operations):
     @_guarded
     async def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
         if nodes.is_file(node):
-            return self._file_attributes(*self._cgroup_and_file(node))
+            return self._file_attributes(*self._cgroup_and_file(node, unloaded=True))
         entry = self._directory_attributes(self._cgroup(node))
         if node == nodes.ROOT:
             entry.st_ino = self._hierarchy.root.id
