@@ -197,7 +197,7 @@ def load_bcc(request: Request) -> Collector:
                 "a collector that bcc compiles counts everywhere; write a NAME.bpf.c for an "
                 "initial cgroup"
             )
-        source = Source(request.path)
+        source = Source(request.read())
         declarations = source.declarations(stack)
         defines = [define for each in declarations for define in each.defines]
         module = Module(request.path, source.text, defines)

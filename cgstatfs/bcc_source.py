@@ -11,7 +11,6 @@ import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from .collectors import PARTS, CollectorError, check_file_name
 
@@ -62,8 +61,8 @@ class Source:
     :raises CollectorError: it could not be
     """
 
-    def __init__(self, path: Path) -> None:
-        self.text = _read(path)
+    def __init__(self, data: bytes) -> None:
+        self.text = _decode(data)
         self._code = _COMMENT.sub(lambda match: match[1] or " ", self.text)
         if match := _NOT_HERE.search(self._code):
             raise CollectorError(
@@ -93,9 +92,7 @@ class Source:
         return list(found.values())
 
 
-def _read(path: Path) -> str:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        data = file.read(_MAX_SOURCE + 1)
+def _decode(data: bytes) -> str:
     if len(data) > _MAX_SOURCE:
         raise CollectorError(f"is larger than {_MAX_SOURCE >> 20} MiB")
     if b"\0" in data:

@@ -13,7 +13,6 @@ import errno
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_uint32, c_void_p
 from dataclasses import dataclass
 from functools import cache

@@ -7,6 +7,7 @@ time, in the order in which they were asked for.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import trio
 
 from .collectors import CollectorError
 from .control import Refused
-from .registry import Registry
+from .registry import CollectorStopped, Registry
 
 __all__ = ("Changes",)
+
+log = logging.getLogger(__name__)
 
 
 def _text(question: dict, key: str) -> str:
@@ -28,7 +31,9 @@ def _text(question: dict, key: str) -> str:
 
 def _initials(question: dict) -> dict[str, str]:
     value = question.get("initials", {})
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(each, str) and "\0" not in each for each in value.values()
+    ):
         raise Refused('the question has no cgroups by stats maps as "initials"')
     return value
 
@@ -62,8 +67,9 @@ class Changes:
                 if do == "reload":
                     return await self._reload(bool(question.get("keep")))
                 if do == "adopt":
-                    name = _text(question, "name")
-                    self._registry.adopt(name, Path(_text(question, "path")))
+                    name, path = _text(question, "name"), Path(_text(question, "path"))
+                    adopted = await trio.to_thread.run_sync(self._registry.open_adopted, name, path)
+                    self._registry.adopt(name, path, adopted)
                     return [f"{name}: adopted"]
         except CollectorError as error:
             raise Refused(str(error)) from None
@@ -76,23 +82,40 @@ class Changes:
                 await self._reload(False)
             except Refused:
                 pass  # It is in the log, and in the list.
+            except Exception:
+                log.exception("the collectors could not be read anew")
 
     def _initial(self, path: str) -> int:
         """Id of the cgroup at a path from the root of the hierarchy."""
         directory = self._cgroupfs / path.strip("/")
         try:
-            status = os.stat(directory / "cgroup.procs")
-            same = status.st_dev == os.stat(self._cgroupfs).st_dev and ".." not in directory.parts
+            # Before it is looked at: it may lead out of cgroupfs.
+            if ".." not in directory.parts:
+                status = os.stat(directory / "cgroup.procs")
+                if status.st_dev == os.stat(self._cgroupfs).st_dev:
+                    return os.stat(directory).st_ino
         except OSError:
-            same = False
-        if not same:
-            raise CollectorError(f"{directory}: no such cgroup, to be the initial one")
-        return os.stat(directory).st_ino
+            pass
+        raise CollectorError(f"{directory}: no such cgroup, to be the initial one")
+
+    async def _initial_ids(self, cgroups: dict[str, str]) -> dict[str, int]:
+        return {
+            file: await trio.to_thread.run_sync(self._initial, cgroup)
+            for file, cgroup in cgroups.items()
+        }
 
     async def _load(self, question: dict) -> list[str]:
         path, cgroups = Path(_text(question, "path")), _initials(question)
-        initials = {file: self._initial(cgroup) for file, cgroup in cgroups.items()}
-        return await self._load_one(path, initials, bool(question.get("keep")))
+        initials = await self._initial_ids(cgroups)
+        try:
+            return await self._load_one(path, initials, bool(question.get("keep")))
+        except CollectorStopped as stopped:
+            self._registry.failed(stopped.name, stopped)
+            raise
+        except CollectorError:
+            # Removed meanwhile, it is known by its number alone; by its path this says so.
+            await self._initial_ids(cgroups)
+            raise
 
     async def _load_one(self, path: Path, initials: dict[str, int], keep: bool) -> list[str]:
         loaded = await trio.to_thread.run_sync(self._registry.prepare, path, initials, keep)
@@ -108,18 +131,17 @@ class Changes:
             wanted = await trio.to_thread.run_sync(registry.wanted)
         except OSError as error:
             raise Refused(f"{error.filename}: {error.strerror}") from None
-        for name in registry.stale():
+        for name in registry.stale(wanted):
             registry.unload(name)
             done.append(f"{name}: unloaded")
         for name, path in wanted.items():
-            if registry.is_current(name, path):
-                registry.forget_failure(name)
-                continue
             try:
+                if await trio.to_thread.run_sync(registry.is_current, name, path):
+                    registry.forget_failure(name)
+                    continue
                 done += await self._load_one(path, {}, keep)
-            except CollectorError as error:
-                registry.failed(name, error)
-                wrong.append(str(error))
+            except Exception as error:
+                wrong.append(registry.failed(name, error))
         if wrong:
             raise Refused("\n".join(wrong), done)
         return done or ["nothing has changed"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -163,7 +162,8 @@ class Collector:
         """
         partial = directory.with_name(f"new~{directory.name}")
         remove_pins(partial)
-        partial.mkdir(mode=0o700, parents=True)
+        # Not its parents: where those have gone, nobody would end it.
+        partial.mkdir(mode=0o700)
         for kind in ("maps", "programs", "links"):
             (partial / kind).mkdir()
             for name, fd in getattr(self, kind).items():
@@ -291,10 +291,10 @@ def check_collector_name(name: str) -> None:
     """
     if not name or len(name) > 64 or not name[0].isalnum():
         raise CollectorError(
-            f'collector name "{name[:80]}" is not 1 to 64 characters that begin with a letter or digit'
+            f'collector name "{libbpf.printable(name[:80])}" is not 1 to 64 characters that begin with a letter or digit'
         )
     if bad := _bad_characters(name, "_-"):
         raise CollectorError(
-            f'collector name "{name}" has {bad}; use ASCII letters, digits, _ and - '
+            f'collector name "{libbpf.printable(name)}" has {bad}; use ASCII letters, digits, _ and - '
             "(bpffs reserves dots)"
         )

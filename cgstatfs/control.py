@@ -25,6 +25,8 @@ from pathlib import Path
 
 import trio
 
+from .libbpf import printable
+
 __all__ = ("Refused", "ask", "listen", "serve")
 
 log = logging.getLogger(__name__)
@@ -88,12 +90,15 @@ async def _answer(stream: trio.SocketStream, answer: Answer) -> dict[str, object
         asked = json.loads(question or b"")
         if not isinstance(asked, dict):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"error": "the question is no line of JSON"}
     try:
         return {"done": await answer(asked)}
     except Refused as refused:
         return {"error": str(refused), "done": refused.done}
+    except Exception as error:
+        log.exception("a command could not be answered")
+        return {"error": f"the daemon failed at it ({error!r}); see its log"}
 
 
 async def serve(listener: socket.socket, answer: Answer) -> None:
@@ -106,10 +111,13 @@ async def serve(listener: socket.socket, answer: Answer) -> None:
                 await stream.send_all(said + b"\n")
         except trio.BrokenResourceError:
             pass  # Who asked has gone.
-        except Exception:
-            log.exception("a command could not be answered")
 
     await trio.serve_listeners(one, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+
+
+def _shown(text: str) -> str:
+    """What names of others' are in a message does nothing to a terminal."""
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def ask(path: Path, question: dict[str, object]) -> list[str]:
@@ -132,6 +140,7 @@ def ask(path: Path, question: dict[str, object]) -> list[str]:
         said = json.loads(answer)
     except ValueError:
         raise OSError(errno.EPIPE, "the daemon ended before it had answered", str(path)) from None
+    done = [_shown(line) for line in said.get("done", ())]
     if "error" in said:
-        raise Refused(said["error"], said.get("done"))
-    return said["done"]
+        raise Refused(_shown(said["error"]), done)
+    return done

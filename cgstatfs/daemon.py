@@ -62,7 +62,7 @@ def _load_collectors(registry: Registry, state: State) -> None:
     for name, path in registry.wanted().items():
         try:
             registry.install(registry.prepare(path, {}, keep=False))
-        except CollectorError as error:
+        except Exception as error:
             registry.failed(name, error)
     if registry.is_empty:
         raise CollectorError("no collector can be used: " + "; ".join(state.failed.values()))

@@ -11,10 +11,11 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import __version__, btf, libbpf, loader, loading
+from . import __version__, btf, libbpf, loader
 from .collectors import Collector, CollectorError, StatsMap
 from .engines import ENGINES, Engine, EngineUnavailable
 from .hierarchy import find_cgroup2
+from .registry import request_for
 from .runtime import Runtime
 from .valuetype import ValueType
 
@@ -43,19 +44,20 @@ def _check_engines() -> Engine | None:
 
 
 def _check_collectors(paths: dict[str, Path], engine: Engine, root_id: int) -> bool:
-    """Whether there is one that works: the others do not stop it."""
+    """Whether there is one that works: the others do not stop it.
+
+    Each is loaded as a mount would load it, and ends.
+    """
     works = False
     for name, path in paths.items():
         try:
-            collector = loader.load_any(loading.Request(path, engine, root_id))
+            files, notes = loader.load_apart(request_for(path, engine, root_id), None)
         except CollectorError as error:
-            print(f"collector {name}: cannot be used: {error}")
+            print(f"collector {libbpf.printable(name)}: cannot be used: {error}")
             continue
         works = True
-        files = ", ".join(stats_map.file for stats_map in collector.stats_maps)
-        collector.close()
-        print(f"collector {name}: can be used; file {files}")
-        for note in collector.notes:
+        print(f"collector {name}: can be used; file {', '.join(files)}")
+        for note in notes:
             print(f"collector {name}: {note}")
     return works
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from .collectors import Collector, CollectorError, remove_pins
 from .engines import ENGINES
 from .loading import Request, load
+from .objects import OBJECTS
+from .refusals import refusals
 
-__all__ = ("load_apart", "load_any")
+__all__ = ("load_any", "load_apart", "load_pinned")
 
 # Of a compilation, or a large program's verification, on a slow machine.
 _SECONDS = 900
@@ -44,23 +46,46 @@ def load_any(request: Request) -> Collector:
     return load(request)
 
 
-def _encode(request: Request, directory: Path) -> str:
-    return json.dumps({
+def load_pinned(request: Request, directory: Path) -> list[str]:
+    """Load a collector and pin it: in a process of its own, unless it comes with the package.
+
+    :param directory: where to pin it; its parent is there
+    :returns: what its user should know
+    :raises CollectorError: it cannot be loaded
+    """
+    if request.path.parent != OBJECTS:
+        return load_apart(request, directory)[1]
+    collector = load(request)
+    try:
+        collector.pin(directory)
+    finally:
+        collector.close()
+    return collector.notes
+
+
+def _encode(request: Request, directory: Path | None) -> bytes:
+    """A line of JSON, and then what the collector's file has."""
+    line = json.dumps({
+        "daemon": os.getpid(),
         "path": str(request.path),
         "engine": request.engine.name,
         "root_id": request.root_id,
         "initials": request.initials,
         "keep": str(request.keep) if request.keep else None,
-        "directory": str(directory),
+        "directory": str(directory) if directory else None,
     })  # fmt: skip
+    return line.encode() + b"\n" + request.read()
 
 
-def _decode(text: str) -> tuple[Request, Path]:
-    data = json.loads(text)
-    engine = next(kind for kind in ENGINES if kind.name == data["engine"])()
-    keep = Path(data["keep"]) if data["keep"] else None
-    request = Request(Path(data["path"]), engine, data["root_id"], data["initials"], keep)
-    return request, Path(data["directory"])
+def _decode(data: bytes) -> tuple[Request, Path | None]:
+    line, _, file = data.partition(b"\n")
+    asked = json.loads(line)
+    if os.getppid() != asked["daemon"]:
+        raise SystemExit("the daemon ended before its loader had begun")
+    engine = next(kind for kind in ENGINES if kind.name == asked["engine"])()
+    keep = Path(asked["keep"]) if asked["keep"] else None
+    request = Request(Path(asked["path"]), engine, asked["root_id"], asked["initials"], keep, file)
+    return request, Path(asked["directory"]) if asked["directory"] else None
 
 
 def _why_died(number: int) -> str:
@@ -71,14 +96,16 @@ def _why_died(number: int) -> str:
     return f"the loader died of it ({signal.Signals(number).name}); the file is damaged"
 
 
-def load_apart(request: Request, directory: Path) -> list[str]:
+def load_apart(request: Request, directory: Path | None) -> tuple[list[str], list[str]]:
     """Load a collector in a process of its own, and pin it.
 
-    :param directory: where to pin it
-    :returns: what its user should know
+    :param directory: where to pin it; its parent is there. None: only find out whether it works
+    :returns: the files of its stats maps, and what its user should know
     :raises CollectorError: it cannot be loaded; what was pinned there before goes on
     """
     path = request.path
+    with refusals(path):
+        question = _encode(request, directory)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(
             [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -86,28 +113,30 @@ def load_apart(request: Request, directory: Path) -> list[str]:
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__], input=_encode(request, directory),
-            capture_output=True, text=True, errors="replace", timeout=_SECONDS,
-            env=environment, cwd="/", start_new_session=True,
+            [sys.executable, "-m", __name__], input=question, capture_output=True,
+            timeout=_SECONDS, env=environment, cwd="/", start_new_session=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CollectorError(f"{path}: loading it took more than {_SECONDS} s") from None
     finally:
-        remove_pins(directory.with_name(f"new~{directory.name}"))
+        if directory:
+            remove_pins(directory.with_name(f"new~{directory.name}"))
     if done.returncode < 0:
         raise CollectorError(f"{path}: {_why_died(-done.returncode)}")
     try:
         answer = json.loads(done.stdout[:_OUTPUT].splitlines()[-1])
     except (IndexError, ValueError):
-        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        said = done.stderr.decode("utf-8", "replace")
+        reason = said.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise CollectorError(f"{path}: the loader failed: {reason[0][:400]}") from None
     if "error" in answer:
         raise CollectorError(answer["error"])
-    return answer["notes"]
+    return answer["files"], answer["notes"]
 
 
 def _limit_itself() -> None:
-    # Or it would pin what nobody is there to serve, or to end.
+    # Or it would pin what nobody is there to serve, or to end. Who had ended before does not
+    # send it: see _decode().
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # At the hard limit it would be SIGKILL, which can have other reasons.
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 10))
@@ -121,11 +150,13 @@ def main() -> int:
     # Whatever libraries print is not the answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    request, directory = _decode(sys.stdin.read())
+    request, directory = _decode(sys.stdin.buffer.read())
     try:
         collector = load_any(request)
-        collector.pin(directory)
-        answer: dict[str, object] = {"notes": collector.notes}
+        if directory:
+            collector.pin(directory)
+        files = [stats_map.file for stats_map in collector.stats_maps]
+        answer: dict[str, object] = {"files": files, "notes": collector.notes}
     except CollectorError as error:
         answer = {"error": str(error)}
     except OSError as error:

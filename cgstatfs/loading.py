@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import btf, libbpf, placement
@@ -26,7 +25,7 @@ from .collectors import (
     CONFIG, MAP_CONFIG, PARTS, Collector, CollectorError, check_collector_name, check_file_name, detach,
 )  # fmt: skip
 from .engines import ENGINES, Engine
-from .libbpf import printable
+from .files import read_collector
 from .objects import object_path
 from .refusals import attach_refused, refusals
 from .valuetype import AGGREGATED, MAX, MIN, SUM
@@ -39,7 +38,6 @@ _POPULATE = "populate"
 _CONFIG = ".rodata.cgstat"
 _MAX_PAIRS = 1 << 18
 _MAX_DEPTH = 256
-_MAX_FILE = 64 << 20
 # The table alone of a hash for so many takes 16 MiB.
 _MAX_CGROUPS = 1 << 20
 # They become names in bpffs.
@@ -65,6 +63,7 @@ class Request:
     :param root_id: id of the root of the v2 hierarchy, as far up as we see it
     :param initials: ids of initial cgroups, by stats maps' files; "" for those not named
     :param keep: where a collector is pinned whose maps are to be used on, if they fit
+    :param data: what the file has, if it was read
     """
 
     path: Path
@@ -72,6 +71,15 @@ class Request:
     root_id: int
     initials: dict[str, int] = field(default_factory=dict)
     keep: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """What the file has.
+
+        :raises CollectorError: it is no collector's
+        :raises OSError: it cannot be read
+        """
+        return read_collector(self.path) if self.data is None else self.data
 
     @property
     def name(self) -> str:
@@ -83,7 +91,7 @@ class Request:
         for ending in (".bpf.o", ".bcc.c"):
             name = name.removesuffix(ending)
         with refusals(self.path):
-            check_collector_name(printable(name))
+            check_collector_name(name)
         return name
 
     def initial(self, file: str) -> int:
@@ -413,6 +421,26 @@ def _check_served(collector: Collector, stages: list[Stage]) -> None:
             raise _other_version(f'the type of map "{stage.prefix}_entries"')
 
 
+def _rehearse(request: Request) -> None:
+    """Attach an object's own programs to maps that nobody uses, and let go of it.
+
+    What is replaced by it has to end first; so this finds out whether it can be attached.
+
+    :raises OSError: the kernel refuses
+    :raises CollectorError: a program cannot be attached
+    """
+    obj = open_object(request.path, request.read())
+    links: list[tuple[str, libbpf.Link]] = []
+    try:
+        stages = _describe(obj, request)
+        into_kernel(obj, replace(request, keep=None), stages)
+        _attach_own(_own_programs(obj, stages).values(), links)
+    finally:
+        for _, link in links:
+            link.close()
+        obj.close()
+
+
 def load_object(obj: libbpf.Object, request: Request, stages: list[Stage], name: str) -> Collector:
     """Load an object that was described, make its entries and attach it.
 
@@ -443,19 +471,6 @@ def load_object(obj: libbpf.Object, request: Request, stages: list[Stage], name:
     return collector
 
 
-def _read(path: Path) -> bytes:
-    # A FIFO would keep us waiting.
-    with open(os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CollectorError("is not a regular file")
-        data = file.read(_MAX_FILE + 1)
-    if len(data) > _MAX_FILE:
-        raise CollectorError(f"is larger than {_MAX_FILE >> 20} MiB")
-    if not data:
-        raise CollectorError("is empty")
-    return data
-
-
 def load(request: Request) -> Collector:
     """Load a compiled collector, make its entries and attach it.
 
@@ -463,7 +478,9 @@ def load(request: Request) -> Collector:
     """
     name = request.name
     with refusals(request.path):
-        obj = open_object(request.path, _read(request.path))
+        if request.keep:
+            _rehearse(request)
+        obj = open_object(request.path, request.read())
         try:
             return load_object(obj, request, _describe(obj, request), name)
         finally:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import loader, loading, nodes
 from .adoption import AdoptedMap
 from .collectors import Collector, CollectorError, StatsMap, remove_pins
 from .engines import Engine
+from .files import read_collector
 from .filesystem import FileSystem
 from .hierarchy import Cgroup, Hierarchy
 from .libbpf import printable
 from .objects import OBJECTS
 from .runtime import State
 
-__all__ = ("Registry", "wanted")
+__all__ = ("CollectorStopped", "Registry", "request_for", "wanted")
 
 log = logging.getLogger(__name__)
 
@@ -62,41 +62,50 @@ def wanted(directories: Iterable[Path]) -> dict[str, Path]:
     return shipped | drop_ins(directories)
 
 
-def check_trusted(path: Path) -> None:
-    """Refuse what somebody else than root could have written: it is going to be kernel code.
+class CollectorStopped(CollectorError):
+    """One was to be replaced and its counts to be kept, and now neither it nor the other runs.
 
-    :raises CollectorError: with the reason
+    :ivar name: of the collector
     """
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise CollectorError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise CollectorError(f"{path}: is not a regular file")
-    if status.st_uid or status.st_mode & 0o022:
-        raise CollectorError(f"{path}: others than root can write to it; chown root, chmod go-w")
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def request_for(path: Path, engine: Engine, root_id: int) -> loading.Request:
+    """What is to be loaded, read: a file that is changed after it was checked changes nothing.
+
+    :raises CollectorError: it is no file of root's
+    """
+    with loading.refusals(path):
+        data = read_collector(path, trusted=path.parent != OBJECTS)
+    return loading.Request(path, engine, root_id, data=data)
 
 
 @dataclass
 class _Loaded:
     """A collector that is served.
 
-    :ivar digest: of the file that it was loaded from
+    :ivar digest: of what it was loaded from
     :ivar dropped_in: whether that is in one of the directories
+    :ivar links: names of its programs that are attached
     """
 
     collector: Collector
     maps: list[StatsMap]
     path: Path
-    digest: str
+    digest: bytes
     dropped_in: bool
+    links: set[str]
 
 
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise CollectorError(f"{path}: {error.strerror}") from None
+def _digest(request: loading.Request) -> bytes:
+    return hashlib.sha256(request.read()).digest()
+
+
+def _links(pins: Path) -> set[str]:
+    return {path.name for path in (pins / "links").glob("*")}
 
 
 class Registry:
@@ -137,53 +146,50 @@ class Registry:
 
         :raises CollectorError: it cannot be loaded; nothing has changed
         """
-        name = loading.Request(path, self._engine, self._root_id).name
+        request = request_for(path, self._engine, self._root_id)
+        name = request.name
         directory, current = self._pins / f"next~{name}", self._pins / name
         old = current if keep and current.exists() else None
-        request = loading.Request(path, self._engine, self._root_id, initials, old)
-        digest = ""
-        if path.parent != OBJECTS:
-            check_trusted(path)
-            # Before it is read: if it changes meanwhile, a reload loads it again.
-            digest = _digest(path)
-        notes = self._load_and_pin(request, directory)
+        request = replace(request, initials=initials, keep=old)
+        try:
+            notes = loader.load_pinned(request, directory)
+        except CollectorError as error:
+            if old and name in self._loaded and _links(old) != self._loaded[name].links:
+                raise CollectorStopped(
+                    name,
+                    f"{error}\nThe one that it was to replace counts no more, either; load it "
+                    "again, with --keep to go on with its counts"
+                ) from None
+            raise
         try:
             with loading.refusals(path):
                 opened = Collector.from_pins(directory, to_serve=True)
                 opened.name, opened.notes = name, notes
                 dropped_in = path.parent in self._directories
-                return _Loaded(opened, opened.stats_maps, path, digest, dropped_in)
+                return _Loaded(
+                    opened, opened.stats_maps, path, _digest(request), dropped_in, _links(directory)
+                )
         except CollectorError:
             remove_pins(directory)
             raise
 
-    def _load_and_pin(self, request: loading.Request, directory: Path) -> list[str]:
-        if request.path.parent != OBJECTS:
-            return loader.load_apart(request, directory)
-        collector = loading.load(request)
-        try:
-            collector.pin(directory)
-        finally:
-            collector.close()
-        return collector.notes
-
     # The other part.
 
     def _taken(self, name: str, files: Iterable[str]) -> None:
-        """:raises CollectorError: another one shows a file of that name"""
-        others = {
-            stats_map.file: f"collector {other}"
+        """:raises CollectorError: another one shows a file of that name, or it does itself"""
+        taken = {
+            nodes.tag(stats_map.file.encode()): (stats_map.file, f"collector {other}")
             for other, loaded in self._loaded.items()
             if other != name
             for stats_map in loaded.maps
-        } | dict.fromkeys(self._adopted, "an adopted map")
+        } | {nodes.tag(each.encode()): (each, "an adopted map") for each in self._adopted}
         for file in files:
-            for taken, by in others.items():
-                if nodes.tag(file.encode()) == nodes.tag(taken.encode()):
-                    how = "is taken" if file == taken else f'collides with "{taken}" in 14 bits'
-                    raise CollectorError(
-                        f'stats map name "{file}" {how}, by {by}; rename one of them'
-                    )
+            tag = nodes.tag(file.encode())
+            if tag in taken:
+                other, by = taken[tag]
+                how = "is taken" if file == other else f'collides with "{other}" in 14 bits'
+                raise CollectorError(f'stats map name "{file}" {how}, by {by}; rename one of them')
+            taken[tag] = file, "the same collector"
 
     def install(self, loaded: _Loaded) -> None:
         """Show a prepared collector's files, in place of those that it replaces.
@@ -215,13 +221,19 @@ class Registry:
                 if stats_map.initial and stats_map.initial not in self._hierarchy.by_id:
                     self._end_map(name, stats_map)
 
-    def failed(self, name: str, error: Exception) -> None:
-        """A collector could not be loaded: the log and the list say so."""
+    def failed(self, name: str, error: Exception) -> str:
+        """A collector could not be loaded: the log and the list say so.
+
+        :returns: why, for who asked
+        """
         # What a file is called is not checked yet.
         name = printable(name)
-        log.error("collector %s is not available: %s", name, error)
-        self._state.failed[name] = str(error)
+        bug = None if isinstance(error, CollectorError) else error
+        reason = f"collector {name}: the daemon failed at it ({bug!r})" if bug else str(error)
+        log.error("collector %s is not available: %s", name, reason, exc_info=bug)
+        self._state.failed[name] = reason
         self._changed()
+        return reason
 
     def forget_failure(self, name: str) -> None:
         """What could not be loaded is again what is loaded."""
@@ -250,22 +262,21 @@ class Registry:
             self._state.notes.pop(name, None)
         elif name not in self._state.failed:
             known = ", ".join(sorted([*self._loaded, *self._adopted])) or "none"
-            raise CollectorError(f'no collector "{name}" is loaded; there are: {known}')
+            raise CollectorError(f'no collector "{printable(name)}" is loaded; there are: {known}')
         self._state.failed.pop(name, None)
         self._changed()
 
-    def stale(self) -> list[str]:
-        """Loaded drop-ins whose files are gone."""
-        wanted = self.wanted()
+    def stale(self, wanted: Iterable[str]) -> list[str]:
+        """Loaded drop-ins that are not among those that are wanted."""
         return [n for n, loaded in self._loaded.items() if loaded.dropped_in and n not in wanted]
 
     def is_current(self, name: str, path: Path) -> bool:
-        """Whether a collector was loaded from that file as it is now."""
+        """Whether a collector was loaded from that file as it is now, and runs."""
         loaded = self._loaded.get(name)
-        if loaded is None or loaded.path != path:
+        if loaded is None or loaded.path != path or loaded.links != _links(self._pins / name):
             return False
         try:
-            return not loaded.digest or loaded.digest == _digest(path)
+            return loaded.digest == _digest(request_for(path, self._engine, self._root_id))
         except CollectorError:
             return False
 
@@ -275,18 +286,26 @@ class Registry:
 
     # Maps of others
 
-    def adopt(self, name: str, path: Path) -> None:
-        """Show a map that somebody else pinned.
+    def open_adopted(self, name: str, path: Path) -> AdoptedMap:
+        """Of the slow part: a map that somebody else pinned, to be shown by :meth:`adopt`.
 
         :raises CollectorError: it cannot be shown
         """
-        if name in self._loaded:
-            raise CollectorError(f'{path}: "{name}" is the name of a collector; choose another')
-        adopted = AdoptedMap(name, path, self._hierarchy)
+        if Path(os.path.realpath(path)).is_relative_to(self._pins.parent):
+            raise CollectorError(f"{path}: is a part of a collector of cgstatfs; adopt what others pin")
+        return AdoptedMap(name, path, self._hierarchy)
+
+    def adopt(self, name: str, path: Path, adopted: AdoptedMap) -> None:
+        """Show a map that somebody else pinned.
+
+        :raises CollectorError: its name is taken; the map is closed
+        """
         try:
+            if name in self._loaded:
+                raise CollectorError(f'"{name}" is the name of a collector; choose another')
             self._taken("", [name])
             self._file_system.add_file(name.encode(), adopted.read)
-        except (CollectorError, ValueError) as error:
+        except CollectorError as error:
             adopted.close()
             raise CollectorError(f"{path}: {error}") from None
         self._adopted[name] = adopted

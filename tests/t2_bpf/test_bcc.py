@@ -258,6 +258,7 @@ def _fork_in(directory: Path) -> None:
 def pins() -> Iterator[Path]:
     mount_bpffs()
     directory = Path(f"/sys/fs/bpf/cgstatfs-test-{os.getpid()}")
+    directory.mkdir(mode=0o700)
     yield directory / "mystats"
     remove_pins(directory / "mystats")
     directory.rmdir()
@@ -268,7 +269,7 @@ def test_in_a_process_of_its_own(cgroupfs: Path, tree: Path, tmp_path: Path, pin
     path = tmp_path / "mystats.bcc.c"
     shutil.copy(REPOSITORY / "bpf" / "templates" / "new.bcc.c", path)
     engine = ENGINES[0]()
-    notes = loader.load_apart(Request(path, engine, cgroup_id(cgroupfs), keep=pins), pins)
+    _, notes = loader.load_apart(Request(path, engine, cgroup_id(cgroupfs), keep=pins), pins)
     assert "counting began anew" in notes[-1]
     loaded = Loaded(make_engine("standalone"), [Collector.from_pins(pins)])
     try:

@@ -73,6 +73,7 @@ COMPILED = {
     "file_escape": r"\x1b[2Jscreen",
     "file_not_ascii": "ASCII letters",
     "file_twice": 'two stats maps are named "test.hostile"',
+    "files_collide": '"m79" collides with "m2300" in 14 bits, by the same collector',
     "file_taken": '"proc.events" is taken, by collector proc_events',
     "loop": VERIFIER,
     "out_of_bounds": VERIFIER,
@@ -96,7 +97,7 @@ COMPILED = {
 # What the kernel decides. All else is refused before it is asked, on every kernel alike, and not
 # tried again in the guests; nor is what takes the verifier minutes there.
 BY_KERNEL = {
-    "license_missing", "license_proprietary", "file_taken", "loop", "out_of_bounds", "long_log",
+    "license_missing", "license_proprietary", "files_collide", "file_taken", "loop", "out_of_bounds", "long_log",
     "tracepoint_missing", "function_missing", "raw_tracepoint_missing", "map_type", "map_enormous",
     "btf_ext_missing", "fifo",
 }  # fmt: skip
@@ -218,7 +219,8 @@ PLACED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "dangling": (_made(lambda path: path.symlink_to("nowhere")), "No such file"),
     "loop": (_made(lambda path: path.symlink_to(path.name)), "symbolic links"),
     "device": (_made(lambda path: path.symlink_to("/dev/zero")), "not a regular file"),
-    "others": (_changed(lambda path: os.chown(path, 65534, 65534)), "others than root can write"),
+    "others": (_changed(lambda path: os.chown(path, 65534, 65534)), "is owned by user 65534"),
+    "sparse": (_changed(lambda path: os.truncate(path, 300 << 30)), "is larger than 64 MiB"),
     "group_writable": (_changed(lambda path: os.chmod(path, 0o664)), "chmod go-w"),
     "space": (_renamed("a b.bpf.o"), NAMES),
     "dots": (_renamed("a.b.bpf.o"), NAMES),

@@ -96,6 +96,9 @@ def test_files_appear_and_disappear_everywhere_at_once(
             assert opened.read(10) == b" 10\nmin 1\n"
             opened.seek(0)
             assert refused(lambda: opened.read(10)) == "ENODEV"
+            # It can be asked about, as cat does first, like a file that was removed.
+            status = os.fstat(opened.fileno())
+            assert (status.st_nlink, status.st_size) == (0, 0)
             # Others are undisturbed.
             assert whole + other.read(2) == b"forks 0\n"
     finally:
@@ -187,19 +190,44 @@ def test_what_was_detached_runs_no_more(
 
 
 @pytest.mark.on_host
+@pytest.mark.log("still attached")
+@pytest.mark.log("counts no more")
 def test_what_somebody_else_keeps_attached_is_not_kept(
     mounted: Mounted, properties: None, tree: Path, work: Path
 ) -> None:
-    """Two programs that add to one map would count twice."""
+    """Two programs that add to one map would count twice. It says what has become of the first."""
     update(work, tree, KINDS, 10)
     links = mounted.runtime.pins / "properties/links"
     held = [libbpf.get_pinned(path) for path in links.iterdir()]
     try:
-        with pytest.raises(control.Refused, match="still attached, as somebody else holds link"):
+        with pytest.raises(control.Refused, match="still attached, as somebody else holds link") as said:
             load(mounted, OBJECT, keep=True)
     finally:
         for fd in held:
             os.close(fd)
+    assert "The one that it was to replace counts no more" in str(said.value)
+    failed = mounted.runtime.read_state().failed
+    assert "counts no more" in failed["properties"]
+    # Its counts are there still.
+    assert calls(mounted.of(tree) / "test.kinds") == 10
+    load(mounted, OBJECT, keep=True)
+    update(work, tree, KINDS, 10)
+    assert calls(mounted.of(tree) / "test.kinds") == 20
+    assert not mounted.runtime.read_state().failed
+
+
+@pytest.mark.on_host
+def test_what_cannot_be_attached_replaces_nothing(
+    mounted: Mounted, properties: None, tree: Path, work: Path, tmp_path: Path
+) -> None:
+    """What is loaded goes on, though it would have had to end before."""
+    update(work, tree, KINDS, 10)
+    other = shutil.copy(BUILD / "tests" / "unattachable.bpf.o", tmp_path / OBJECT.name)
+    with pytest.raises(control.Refused, match='"nowhere".*no such tracepoint') as said:
+        load(mounted, other, keep=True)
+    assert "counts no more" not in str(said.value)
+    update(work, tree, KINDS, 10)
+    assert calls(mounted.of(tree) / "test.kinds") == 20
 
 
 @pytest.mark.on_host
@@ -247,7 +275,6 @@ def test_an_initial_cgroup(mounted: Mounted, cgroupfs: Path, tree: Path, work: P
             unload(mounted, "properties")
 
 
-@pytest.mark.on_host
 def test_no_such_initial_cgroup(mounted: Mounted) -> None:
     for path in ("/no/such", "/../../../tmp", "/cgroup.procs"):
         with pytest.raises(control.Refused, match="no such cgroup"):

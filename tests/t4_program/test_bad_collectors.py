@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from cgstatfs import loader
+from cgstatfs.collectors import remove_pins
+from cgstatfs.engines import ENGINES
+from cgstatfs.loading import Request
 from cgstatfs.runtime import Runtime
 
 from ..conftest import BUILD, REPOSITORY, cgstatfs, wait_until
@@ -31,6 +35,7 @@ COMPILED = {
     "tag_unknown": 'unknown tag "mean"',
     "file_slash": "etc/passwd",
     "file_newline": "use ASCII letters",
+    "files_collide": '"m79" collides with "m2300"',
     "file_taken": '"proc.events" is taken',
     "license_missing": "licence",
     "map_missing": "declares no stats map",
@@ -65,6 +70,8 @@ def make_bad(directory: Path) -> dict[str, str]:
     os.mkfifo(directory / "fifo.bpf.o")
     (directory / "dangling.bpf.o").symlink_to("nowhere")
     shutil.copy(GOOD, directory / "writable.bpf.o").chmod(0o666)
+    # More than there is memory for.
+    os.truncate(shutil.copy(GOOD, directory / "sparse.bpf.o"), 300 << 30)
     shutil.copy(GOOD, directory / "a b.bpf.o")
     shutil.copy(GOOD, directory / "a\nb.bpf.o")
     shutil.copy(GOOD, os.fsencode(directory) + b"/\xff.bpf.o")
@@ -76,6 +83,7 @@ def make_bad(directory: Path) -> dict[str, str]:
         "fifo": "not a regular file",
         "dangling": "No such file",
         "writable": "others than root",
+        "sparse": "larger than 64 MiB",
         "a b": "use ASCII letters",
         r"a\nb": "use ASCII letters",
         r"\udcff": "begin with a letter",
@@ -199,6 +207,21 @@ def test_a_killed_loader(mounted: Path) -> None:
     )
     assert loading.returncode == 1
     check_unchanged(mounted, before)
+
+
+def test_a_loader_whose_daemon_has_gone(mounted: Path) -> None:
+    """It pins nothing: nobody would end it."""
+    pins, root = Runtime(mounted).pins, mounted.stat().st_ino
+    asked = loader._encode(Request(GOOD, ENGINES[-1](), root), pins / "orphan")
+    own = b'"daemon": %d' % os.getpid()
+    for daemon, status in ((b'"daemon": 1', 1), (own, 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "cgstatfs.loader"], input=asked.replace(own, daemon),
+            capture_output=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert (pins / "orphan").exists() == (status == 0)
+    remove_pins(pins / "orphan")
 
 
 def test_a_good_one_appears_everywhere_at_once(mounted: Path, tree: Path, cgroupfs: Path) -> None:

@@ -139,11 +139,36 @@ def test_what_is_loaded_by_hand_stays(mounted: Path, directory: Path) -> None:
 def test_others_files_are_refused(mounted: Path, directory: Path) -> None:
     path = directory / "one.bpf.o"
     shutil.copy(CALLS, path)
-    for mode, owner in ((0o664, 0), (0o646, 0), (0o644, 65534)):
+    for mode, owner, why in (
+        (0o664, 0, "others than root can write to it"),
+        (0o646, 0, "others than root can write to it"),
+        (0o644, 65534, "is owned by user 65534, and not by root"),
+    ):
         path.chmod(mode)
         os.chown(path, owner, 0)
-        assert "others than root can write to it" in refused(mounted, "load", path)
+        assert why in refused(mounted, "load", path)
+        # Nor is it tried.
+        assert f"collector one: cannot be used: {path}: {why}" in ok("check", "--collectors", directory)
     assert names(mounted) == set()
+
+
+def test_what_would_wait_for_the_mount_itself(mounted: Path, directory: Path) -> None:
+    """Or for anybody: the mount goes on answering, and so do commands."""
+    assert "No such file" in refused(mounted, "adopt", "x", mounted / "absent")
+    assert "no such cgroup" in refused(mounted, "load", "--initial", f"/../../..{mounted}/absent", CALLS)
+    shutil.copy(CALLS, directory / "one.bpf.o")
+    on(mounted, "reload")
+    (directory / "one.bpf.o").unlink()
+    os.mkfifo(directory / "one.bpf.o")
+    assert "one.bpf.o: is not a regular file" in refused(mounted, "reload")
+    assert names(mounted) == {"test.calls"}
+    assert (mounted / "proc.events").read_text()
+
+
+def test_what_is_adopted_is_others(mounted: Path) -> None:
+    own = Runtime(mounted).pins / "proc_events/maps/events_entries"
+    assert own.exists()
+    assert "is a part of a collector of cgstatfs" in refused(mounted, "adopt", "mine", own)
 
 
 def test_wrong_commands(mounted: Path, directory: Path) -> None:
@@ -177,7 +202,8 @@ def test_the_socket_is_roots_and_bears_anything(mounted: Path) -> None:
     for question in (b"", b"\n", b"nonsense\n", b"[]\n", b"{}\n", b'{"do": "load"}\n',
                      b'{"do": "load", "path": 7, "initials": {}, "keep": false}\n',
                      b'{"do": "load", "path": "/x", "initials": [], "keep": false}\n',
-                     b'{"do": "unload", "name": {}}\n', b'{"do": "adopt"}\n', b"x" * 100_000 + b"\n"):  # fmt: skip
+                     b'{"do": "load", "path": "/x", "initials": {"": "/a\\u0000"}, "keep": false}\n',
+                     b"[" * 60_000 + b"\n", b'{"do": "unload", "name": {}}\n', b'{"do": "adopt"}\n', b"x" * 100_000 + b"\n"):  # fmt: skip
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(path))
             try:
