@@ -12,6 +12,11 @@
  * kernel's, which bcc makes safe, it does not do so in the arguments of macros:
  * read into a variable first.
  *
+ * The id has to be that of a cgroup that lives: that of the current task is, one
+ * that was stored may not be. An update of a released cgroup is counted to it
+ * and its ancestors while its data is there, and else shown as lost; "Late
+ * updates" in cgstat_flush.h has the whole of it.
+ *
  * The update alone is compiled by bcc, for the standalone engine. Entries,
  * flush and lookup are those of generic.bpf.c. The two share BPF maps: their
  * descriptors have numbers that the loader defines, for each stats map

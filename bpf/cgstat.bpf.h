@@ -212,7 +212,7 @@ int BPF_PROG(map##_release, struct cgroup *cgrp)			\
 	if (!entry)							\
 		return 0;						\
 	/* Once: while a collector is replaced, two of these programs run. */ \
-	if (cgstat_xchg(entry->dead, 1))				\
+	if (cgstat_cmpxchg(entry->dead, 0, 1))				\
 		return 0;						\
 	if (cgstat_config.engine == CGSTAT_RSTAT)			\
 		cgstat_release_rstat(cgrp);				\

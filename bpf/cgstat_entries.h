@@ -110,7 +110,7 @@ cgstat_make_entry(struct cgstat_map map, struct cgroup *cgrp)
 	__u64 id = cgstat_ancestor_id(cgrp), parent_id = id;
 	struct cgroup *parent = cgstat_parent(cgrp);
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
-	struct cgstat_entry *entry;
+	struct cgstat_entry *entry, *above = NULL;
 
 	if (!ctl || BPF_CORE_READ(cgrp, self.flags) & CSS_RELEASED)
 		return NULL;
@@ -118,13 +118,16 @@ cgstat_make_entry(struct cgstat_map map, struct cgroup *cgrp)
 		return NULL;
 	if (parent && id != map.config->initial) {
 		parent_id = cgstat_ancestor_id(parent);
-		entry = bpf_map_lookup_elem(map.entries, &parent_id);
-		if ((!entry || !cgstat_read(entry->parent)) &&
+		above = bpf_map_lookup_elem(map.entries, &parent_id);
+		if ((!above || !cgstat_read(above->parent)) &&
 		    !(map.flags & CGSTAT_NO_HIERARCHY))
 			return NULL;
 	}
-	if (!bpf_map_update_elem(map.entries, &id, map.zero, BPF_NOEXIST))
+	if (!bpf_map_update_elem(map.entries, &id, map.zero, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&ctl->entries, 1);
+		if (above && !(map.flags & CGSTAT_NO_HIERARCHY))
+			__sync_fetch_and_add(&above->children, 1);
+	}
 	entry = bpf_map_lookup_elem(map.entries, &id);
 	if (entry)
 		cgstat_write(entry->parent, parent_id);

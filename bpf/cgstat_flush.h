@@ -89,18 +89,38 @@ static __always_inline void cgstat_no_merge(void *into, const void *from)
 /* ---- flush and lookup: standalone ----------------------------------------
  *
  * A flush is made of steps, each of bounded work, and runs in cycles: take the
- * list of released cgroups; empty every cpu's lists; delete the released
- * cgroups, to which nothing can be pending any more. A lookup runs whole
+ * list of released cgroups, and turn it round; empty every cpu's lists; delete
+ * the released cgroups to which nothing is pending any more. A lookup runs whole
  * cycles; cgroup_release runs a few steps, so that what released cgroups leave
  * behind stays in proportion to what is live, whether or not anybody reads.
  *
  * All of it under the lock, which is only ever tried: it is taken in a
  * tracepoint with interrupts off. Only its holder deletes, since the memory of
  * a deleted element is reused at once.
+ *
+ * Late updates. A cgroup that a program can name by a pointer is not released
+ * before the program ends, unless it runs at cgroup_release. An id keeps
+ * nothing: a bcc collector that stored one can use it after the release, at any
+ * moment of a cycle. Such an update is
+ *  - counted, as any other, where it finds the cgroup's array. An array that is
+ *    listed, or about to be, is not deleted: the cgroup stays for another cycle,
+ *    and so do the entries above, by their number of children;
+ *  - lost, and shown, where there is no array: none is made for a released
+ *    cgroup. Or where a flush retires the array (CGSTAT_DEAD) between the
+ *    update's addition and its look at the mark;
+ *  - added to another cgroup, shown as lost or not, if between its look-up of
+ *    the array and its addition a flush on another cpu retires and deletes the
+ *    array and an update there gets the memory for an array of its own. That is
+ *    nanoseconds, or as long as an interrupt between the two. It ends with this
+ *    one update: no list is harmed, see cgstat_list_standalone();
+ *  - lost if it makes an array for an entry that it found alive, and a flush
+ *    has deleted it by then, after the whole of a release and a cycle. All
+ *    that are added to this array until the next flush are shown as one.
  */
 
 enum cgstat_phase {
 	CGSTAT_IDLE,
+	CGSTAT_TURNING,
 	CGSTAT_FOLDING,
 	CGSTAT_DELETING,
 };
@@ -113,6 +133,26 @@ static __always_inline bool cgstat_trylock(struct cgstat_ctl *ctl)
 static __always_inline void cgstat_unlock(struct cgstat_ctl *ctl)
 {
 	cgstat_xchg(ctl->lock, 0);
+}
+
+/*
+ * Have nobody list this array any more, for it to be deleted. Not if it is on a
+ * list, or about to be.
+ */
+static __always_inline bool cgstat_retire(struct cgstat_link *link)
+{
+	__u64 state = cgstat_read(link->state);
+
+	return (state & CGSTAT_STATE_MASK) == CGSTAT_UNLISTED &&
+	       cgstat_cmpxchg(link->state, state, state | CGSTAT_DEAD) == state;
+}
+
+static __always_inline void
+cgstat_delete_pair(struct cgstat_map map, struct cgstat_ctl *ctl,
+		   struct cgstat_pair_key *key)
+{
+	if (!bpf_map_delete_elem(map.pairs, key))
+		__sync_fetch_and_add(&ctl->pairs, -1);
 }
 
 struct cgstat_climb {
@@ -164,6 +204,26 @@ cgstat_fold(struct cgstat_map map, struct cgstat_entry *entry, __u64 id,
 	return next;
 }
 
+/*
+ * Delete a pair that was made for an entry when that was being deleted, having
+ * taken it off its list. Returns what came next on the list.
+ */
+static __always_inline __u64
+cgstat_drop_pair(struct cgstat_map map, struct cgstat_pair *pair,
+		 struct cgstat_pair_key *key)
+{
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+	__u64 next = cgstat_read(pair->link.next);
+
+	if (!ctl)
+		return 0;
+	cgstat_xchg(pair->link.state, CGSTAT_DEAD);
+	__sync_fetch_and_add(&ctl->lost, 1);
+	cgstat_delete_pair(map, ctl, key);
+	return next;
+}
+
+/* A pair that is listed is there, and so is an entry whose spill array is. */
 static __always_inline __u64
 cgstat_fold_pair(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
 {
@@ -171,8 +231,10 @@ cgstat_fold_pair(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
 
-	if (!pair || !entry)
+	if (!pair)
 		return 0;
+	if (!entry)
+		return cgstat_drop_pair(map, pair, &key);
 	return cgstat_fold(map, entry, id, &pair->link, cgstat_pair_values(pair),
 			   climb_step);
 }
@@ -229,26 +291,79 @@ cgstat_enter_cpu(struct cgstat_map map, struct cgstat_ctl *ctl, void *climb_step
 }
 
 /*
+ * Take the newest from the list of released cgroups, so that the oldest is the
+ * first to be deleted: children are released before their parents.
+ */
+static __always_inline void
+cgstat_turn_step(struct cgstat_map map, struct cgstat_ctl *ctl)
+{
+	__u64 id = ctl->pair;
+	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
+
+	if (!entry) {
+		ctl->pair = 0;
+		return;
+	}
+	ctl->pair = entry->next_dead;
+	entry->next_dead = ctl->dead;
+	ctl->dead = id;
+}
+
+/* In place of 1 in an entry's @dead: it has an array that cannot be deleted yet. */
+#define CGSTAT_KEPT 2
+
+/*
+ * Delete the entry of a released cgroup, or have the next cycle see to it: what
+ * is still to be folded needs the entry and those above.
+ */
+static __always_inline void
+cgstat_delete_entry(struct cgstat_map map, struct cgstat_ctl *ctl,
+		    struct cgstat_entry *entry, __u64 id)
+{
+	__u64 next = entry->next_dead, parent_id = entry->parent;
+	struct cgstat_entry *parent;
+
+	if (entry->dead == CGSTAT_KEPT || cgstat_read(entry->children) ||
+	    !cgstat_retire(&entry->link)) {
+		/* Where the push gives up, the next step is this one again. */
+		if (!cgstat_push(&ctl->released, &entry->next_dead, id)) {
+			entry->next_dead = next;
+			return;
+		}
+		entry->dead = 1;
+	} else {
+		parent = bpf_map_lookup_elem(map.entries, &parent_id);
+		if (parent && parent_id != id && !(map.flags & CGSTAT_NO_HIERARCHY))
+			__sync_fetch_and_add(&parent->children, -1);
+		if (!bpf_map_delete_elem(map.entries, &id))
+			__sync_fetch_and_add(&ctl->entries, -1);
+	}
+	ctl->cpu = 0;
+	ctl->dead = next;
+}
+
+/*
  * Delete a released cgroup's pair on one cpu, and with the last cpu the entry.
- * All was folded since the cgroup was released, and nothing can be added to
- * it: whoever could name the cgroup held a reference.
+ * All that was added before the release has been folded.
  */
 static __always_inline void
 cgstat_delete_step(struct cgstat_map map, struct cgstat_ctl *ctl)
 {
 	struct cgstat_pair_key key = { .id = ctl->dead, .cpu = ctl->cpu };
-	struct cgstat_entry *entry;
+	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 	__u64 id = ctl->dead;
+	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
 
-	if (!bpf_map_delete_elem(map.pairs, &key))
-		__sync_fetch_and_add(&ctl->pairs, -1);
-	if (++ctl->cpu < cgstat_config.nr_cpus)
+	if (!entry) {
+		ctl->dead = 0;
 		return;
-	entry = bpf_map_lookup_elem(map.entries, &id);
-	ctl->cpu = 0;
-	ctl->dead = entry ? entry->next_dead : 0;
-	if (!bpf_map_delete_elem(map.entries, &id))
-		__sync_fetch_and_add(&ctl->entries, -1);
+	}
+	if (pair && cgstat_retire(&pair->link))
+		cgstat_delete_pair(map, ctl, &key);
+	else if (pair)
+		entry->dead = CGSTAT_KEPT;
+	if (++ctl->cpu >= cgstat_config.nr_cpus)
+		cgstat_delete_entry(map, ctl, entry, id);
 }
 
 /* One step of a cycle; returns 1 when the cycle is complete. */
@@ -259,9 +374,15 @@ static __always_inline long cgstat_flush_step(struct cgstat_map map, void *climb
 	if (!ctl)
 		return 1;
 	if (ctl->phase == CGSTAT_IDLE) {
-		ctl->dead = cgstat_xchg(ctl->released, 0);
-		ctl->cpu = 0;
-		ctl->phase = CGSTAT_FOLDING;
+		ctl->pair = cgstat_xchg(ctl->released, 0);
+		ctl->phase = CGSTAT_TURNING;
+	} else if (ctl->phase == CGSTAT_TURNING) {
+		if (ctl->pair) {
+			cgstat_turn_step(map, ctl);
+		} else {
+			ctl->cpu = 0;
+			ctl->phase = CGSTAT_FOLDING;
+		}
 	} else if (ctl->phase == CGSTAT_FOLDING) {
 		if (ctl->pair) {
 			ctl->pair = cgstat_fold_pair(map, ctl->pair, ctl->cpu - 1, climb_step);
@@ -336,8 +457,7 @@ cgstat_settle_step(struct cgstat_map map, struct cgstat_settle *settle)
 	if (!pair || !ctl || !settle->entry)
 		return 0;
 	map.take(cgstat_pair_values(pair), cgstat_pending(settle->entry, map.elems));
-	if (!bpf_map_delete_elem(map.pairs, &key))
-		__sync_fetch_and_add(&ctl->pairs, -1);
+	cgstat_delete_pair(map, ctl, &key);
 	return 0;
 }
 

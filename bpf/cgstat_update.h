@@ -34,6 +34,7 @@ struct cgstat_link {
 #define CGSTAT_UNLISTED 0
 #define CGSTAT_LISTING 1	/* somebody is about to list it */
 #define CGSTAT_LISTED 2
+#define CGSTAT_DEAD 3		/* standalone: about to be deleted, and listed no more */
 #define CGSTAT_STATE_MASK 3ULL
 
 struct cgstat_pair_key {
@@ -49,7 +50,8 @@ struct cgstat_pair {
 /* An entry's spill, total and pending arrays follow it. */
 struct cgstat_entry {
 	__u64 parent;		/* id of the parent; its own id at the top; 0: not ready */
-	__u64 dead;		/* the cgroup was released */
+	__u32 dead;		/* the cgroup was released */
+	__u32 children;		/* standalone: entries whose parent this is */
 	__u64 next_dead;	/* standalone: id of the next on the list of released cgroups */
 	struct cgstat_link link;	/* of the spill array */
 };
@@ -79,7 +81,8 @@ struct cgstat_ctl {
 	__u64 released;		/* cgroups released since the last cycle began: the newest */
 	__u64 phase;		/* of the cycle that is under way, and where it is: */
 	__u64 cpu;		/* ... the next cpu */
-	__u64 pair;		/* ... the next on the list of pairs taken from cpu - 1 */
+	__u64 pair;		/* ... the next on the list taken: of pairs, from cpu - 1;
+				 *     before that, of released cgroups */
 	__u64 spill;		/* ... the next on the list of spill arrays taken there */
 	__u64 dead;		/* ... the next released cgroup to delete */
 };
@@ -278,7 +281,8 @@ cgstat_hll_see(__u64 *registers, __u32 n, __u64 hash, struct cgstat_where *where
  * The array that an update of cgroup @id on this cpu adds to, without making
  * an entry: the per-cpu array, or where there is no memory for one (as is
  * common with interrupts off, the memory being refilled when they are on), the
- * entry's spill array.
+ * entry's spill array. For a cgroup that was released no array is made, as the
+ * flush that would delete it may have been there.
  */
 static __always_inline __u64 *
 cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
@@ -300,7 +304,7 @@ cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 		}
 	}
 	entry = bpf_map_lookup_elem(map.entries, &id);
-	if (!entry || !cgstat_read(entry->parent))
+	if (!entry || !cgstat_read(entry->parent) || cgstat_read(entry->dead))
 		return NULL;
 	if (!(map.flags & CGSTAT_NO_PERCPU)) {
 		if (map.zero && !bpf_map_update_elem(map.pairs, &key, (void *)map.zero, BPF_NOEXIST))
@@ -366,7 +370,31 @@ static __always_inline void cgstat_set_aside(struct cgstat_list *list, __u64 id)
 	}
 }
 
-/* standalone: put the array on its list, if it is not there. */
+/* standalone: whether @where's array is the one that its map has for its cgroup. */
+static __always_inline bool
+cgstat_is_current(struct cgstat_map map, struct cgstat_where *where)
+{
+	struct cgstat_pair_key key = { .id = where->id, .cpu = bpf_get_smp_processor_id() };
+	struct cgstat_entry *entry;
+	struct cgstat_pair *pair;
+
+	if (where->spill) {
+		entry = bpf_map_lookup_elem(map.entries, &key.id);
+		return entry && &entry->link == where->link;
+	}
+	pair = bpf_map_lookup_elem(map.pairs, &key);
+	return pair && &pair->link == where->link;
+}
+
+/*
+ * standalone: put the array on its list, if it is not there.
+ *
+ * What was listed by a wrong name would cut off all that is behind it on the
+ * list. An array that is being listed, or is listed, is not deleted. Until then
+ * it may have been, if its cgroup was released (see "Late updates" in
+ * cgstat_flush.h), and its memory may be another's by now. So look when the mark
+ * is set.
+ */
 static __always_inline void
 cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 {
@@ -382,6 +410,12 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 	flushes = cgstat_read(link->state) & ~CGSTAT_STATE_MASK;
 	if (cgstat_cmpxchg(link->state, flushes | CGSTAT_UNLISTED,
 			   flushes | CGSTAT_LISTING) == (flushes | CGSTAT_UNLISTED)) {
+		if (!cgstat_is_current(map, where)) {
+			cgstat_cmpxchg(link->state, flushes | CGSTAT_LISTING,
+				       flushes | CGSTAT_UNLISTED);
+			__sync_fetch_and_add(&where->ctl->lost, 1);
+			return;
+		}
 		listed = cgstat_push(where->spill ? &list->spills : &list->pairs,
 				     &link->next, where->id);
 		/* Where the push gave up, the note and the next update remain. */
@@ -392,6 +426,8 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 	state = cgstat_read(link->state);
 	if (state == (flushes | CGSTAT_LISTING) || state == (flushes | CGSTAT_UNLISTED))
 		cgstat_set_aside(list, where->id);
+	else if ((state & CGSTAT_STATE_MASK) == CGSTAT_DEAD)
+		__sync_fetch_and_add(&where->ctl->lost, 1);
 }
 
 /* ---- what a collector's author uses -------------------------------------- */

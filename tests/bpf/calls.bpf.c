@@ -71,7 +71,8 @@ static __always_inline void spill(struct cgroup *cgrp, __u64 n)
 	struct cgstat_where where = { .id = cgstat_id(cgrp), .spill = true };
 	struct cgstat_entry *entry = bpf_map_lookup_elem(&calls_entries, &where.id);
 
-	if (!entry)
+	where.ctl = cgstat_get_ctl(MAP);
+	if (!entry || !where.ctl)
 		return;
 	where.link = &entry->link;
 	cgstat_fetch_add(*cgstat_spill(entry), n);
