@@ -56,7 +56,7 @@ struct cgstat_entry {
 	struct cgstat_link link;	/* of the spill array */
 };
 
-/* Notes that a list has room for, see cgstat_set_aside(). */
+/* Notes that a list has room for, see cgstat_make_sure(). */
 #define CGSTAT_ASIDE 6
 
 /*
@@ -351,14 +351,11 @@ static __always_inline bool cgstat_push(__u64 *head, __u64 *next, __u64 id)
 }
 
 /*
- * standalone: the update that we interrupted is about to list this array but
- * may not have. Leave a note for the flush, which then takes the values
- * without a look at the link. Where all notes are taken nothing is lost: the
- * interrupted update lists the array when it goes on. Until then a lookup
- * misses this one. Where programs cannot be preempted no more than three
- * arrays are about to be listed on a cpu, so that does not happen.
+ * standalone: leave a note of an array that may not be listed, for the flush,
+ * which then takes the values without a look at the link. Returns whether there
+ * was room.
  */
-static __always_inline void cgstat_set_aside(struct cgstat_list *list, __u64 id)
+static __always_inline bool cgstat_set_aside(struct cgstat_list *list, __u64 id)
 {
 	__u64 old;
 	int i;
@@ -366,8 +363,39 @@ static __always_inline void cgstat_set_aside(struct cgstat_list *list, __u64 id)
 	for (i = 0; i < CGSTAT_ASIDE; i++) {
 		old = cgstat_cmpxchg(list->aside[i], 0, id);
 		if (!old || old == id)
-			return;
+			return true;
 	}
+	return false;
+}
+
+/*
+ * standalone: see to an update whose array may be on no list, though it has
+ * added and tried to list it. A flush that came since @flushes was read takes
+ * what was added.
+ *
+ * LISTING: the update that we interrupted is about to list the array, but may
+ * not have. Where all notes are taken nothing is lost: it lists the array when
+ * it goes on, and until then a lookup misses this update. Where programs cannot
+ * be preempted no more than three arrays are about to be listed on a cpu, so
+ * that there is room.
+ *
+ * UNLISTED: our push gave up. The next update of the array lists it. As there
+ * may be none, this one is shown as lost where all notes are taken.
+ *
+ * DEAD: the cgroup was released, and the array is being deleted.
+ */
+static __always_inline void
+cgstat_make_sure(struct cgstat_list *list, struct cgstat_where *where, __u64 flushes)
+{
+	__u64 state = cgstat_read(where->link->state);
+	bool lost = (state & CGSTAT_STATE_MASK) == CGSTAT_DEAD;
+
+	if (state == (flushes | CGSTAT_LISTING))
+		cgstat_set_aside(list, where->id);
+	else if (state == (flushes | CGSTAT_UNLISTED))
+		lost = !cgstat_set_aside(list, where->id);
+	if (lost)
+		__sync_fetch_and_add(&where->ctl->lost, 1);
 }
 
 /* standalone: whether @where's array is the one that its map has for its cgroup. */
@@ -401,7 +429,7 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 	struct cgstat_link *link = where->link;
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cgstat_list *list;
-	__u64 flushes, state;
+	__u64 flushes;
 	bool listed;
 
 	list = bpf_map_lookup_elem(map.lists, &cpu);
@@ -418,16 +446,10 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 		}
 		listed = cgstat_push(where->spill ? &list->spills : &list->pairs,
 				     &link->next, where->id);
-		/* Where the push gave up, the note and the next update remain. */
 		cgstat_cmpxchg(link->state, flushes | CGSTAT_LISTING,
 			       flushes | (listed ? CGSTAT_LISTED : CGSTAT_UNLISTED));
 	}
-	/* A flush that came since we read their number takes what we added. */
-	state = cgstat_read(link->state);
-	if (state == (flushes | CGSTAT_LISTING) || state == (flushes | CGSTAT_UNLISTED))
-		cgstat_set_aside(list, where->id);
-	else if ((state & CGSTAT_STATE_MASK) == CGSTAT_DEAD)
-		__sync_fetch_and_add(&where->ctl->lost, 1);
+	cgstat_make_sure(list, where, flushes);
 }
 
 /* ---- what a collector's author uses -------------------------------------- */

@@ -19,6 +19,7 @@ enum {
 	LOCK = 4,	/* keep others from flushing */
 	UNLOCK = 5,
 	STEP = 6,	/* n steps of a flush, the lock being held */
+	GIVE_UP = 7,	/* ADD, but as if the push had given up, n notes being taken */
 	IN_SHARED = 0x100,	/* any of them, of the map without per-cpu arrays */
 };
 
@@ -76,6 +77,24 @@ add_to_orphan(struct cgstat_map map, struct cgstat_ctl *ctl, struct call *call)
 	add(map, ctl, call->id, call->n);
 }
 
+/* The notes name cgroups that there are not. */
+static __always_inline void
+add_without_push(struct cgstat_map map, struct cgstat_ctl *ctl, struct call *call)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct cgstat_list *list = bpf_map_lookup_elem(map.lists, &cpu);
+	struct cgstat_where where;
+	__u64 *value = cgstat_find_values(map, ctl, call->id, &where);
+	int i;
+
+	if (!list || !value)
+		return;
+	for (i = 0; i < CGSTAT_ASIDE && i < call->n; i++)
+		cgstat_set_aside(list, ~(__u64)i);
+	cgstat_inc(*value, 1);
+	cgstat_make_sure(list, &where, cgstat_read(where.link->state) & ~CGSTAT_STATE_MASK);
+}
+
 static __always_inline void do_call(struct cgstat_map map, struct call *call, void *flush_step)
 {
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
@@ -88,6 +107,8 @@ static __always_inline void do_call(struct cgstat_map map, struct call *call, vo
 		add_outpaced(map, ctl, call, flush_step);
 	else if (call->what == ORPHAN)
 		add_to_orphan(map, ctl, call);
+	else if (call->what == GIVE_UP)
+		add_without_push(map, ctl, call);
 	else if (call->what == LOCK)
 		cgstat_trylock(ctl);
 	else if (call->what == UNLOCK)

@@ -24,12 +24,14 @@ from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, times, wait
 LATE, SHARED = "test.late", "test.late.shared"
 FILES = (LATE, SHARED)
 # See tests/bpf/late.bpf.c.
-ADD, OUTPACED, ORPHAN, LOCK, UNLOCK, STEP = range(1, 7)
+ADD, OUTPACED, ORPHAN, LOCK, UNLOCK, STEP, GIVE_UP = range(1, 8)
 _SHARED = 0x100
 _CALL = 0x63676C74
 _prctl = ctypes.CDLL(None).prctl
 CPUS = sorted(os.sched_getaffinity(0))
 
+# CGSTAT_ASIDE
+NOTES = 6
 # struct cgstat_ctl, of bpf/cgstat_update.h
 _CTL = struct.Struct("=12Q")
 _PHASE, _DEAD = 7, 11
@@ -240,6 +242,19 @@ def test_deleted_under_the_update(late: Late, file: str, tree: Path, reused: boo
         assert late.count(file, other) == reused + stray + 1 + number
     assert late.count(file, tree) == 31 + reused + stray + 1 + 6
     late.wait_until_gone(file, tree, {living, other})
+
+
+@pytest.mark.parametrize("taken", [NOTES - 1, NOTES])
+def test_a_push_that_gives_up(late: Late, file: str, tree: Path, taken: int) -> None:
+    """A note tells the flush. Where there is no room for one, the update is shown as lost."""
+    lost = late.lost(file)
+    call(file, UNLOCK)
+    call(file, GIVE_UP, taken, cgroup_id(tree))
+    assert late.lost(file) == lost + (taken == NOTES)
+    assert late.count(file, tree) == (taken < NOTES)
+    # It is still there for the next one.
+    call(file, ADD, 1, cgroup_id(tree))
+    assert late.count(file, tree) == 2
 
 
 class _Shared:
