@@ -127,12 +127,17 @@ struct cgstat_where {
 
 /*
  * The result has to be used: without it the compiler emits the form of the
- * addition that does not return the old value, and that one is no barrier on
+ * operation that does not return the old value, and that one is no barrier on
  * arm64.
  */
 #define cgstat_fetch_add(x, n)						\
 	({								\
 		__u64 old__ = __sync_fetch_and_add(&(x), (n));		\
+		asm volatile("" : : "r"(old__));			\
+	})
+#define cgstat_fetch_or(x, bits)					\
+	({								\
+		__u64 old__ = __sync_fetch_and_or(&(x), (bits));	\
 		asm volatile("" : : "r"(old__));			\
 	})
 
