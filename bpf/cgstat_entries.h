@@ -178,6 +178,13 @@ cgstat_make_values(struct cgstat_map map, struct cgstat_ctl *ctl,
 /*
  * rstat: tell the kernel that @cgrp was updated on this cpu. From 6.2 a
  * reference makes @cgrp a pointer that the verifier lets us pass on.
+ *
+ * Until 6.15 the kernel takes a raw lock of this cpu here, and a program that
+ * runs with it held would wait for itself. A per-cpu guard around the call
+ * would only tell of our own calls. The kernel takes the lock by itself, too,
+ * for its updates and when it flushes, and whatever runs inside of our call can
+ * run inside of the kernel's. So the place decides: the loader gives collectors
+ * with programs there another engine, see cgstatfs/placement.py.
  */
 static __noinline int cgstat_rstat_updated(struct cgroup *cgrp)
 {

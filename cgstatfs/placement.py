@@ -31,11 +31,23 @@ _ATTACHED = _TRACING | _SKIPPED | {"raw_tp", "raw_tracepoint", "raw_tp.w", "raw_
 # ... that are of no use without a target.
 _TARGETED = _ATTACHED - {"syscall", "iter", "iter.s"}
 
-# Places where rstat's own locks are held, or may be; cgroup_rstat_updated() takes one. That is
-# all of 6.1 to 6.15; later kernels are lockless there, but not when they flush.
+# Places where rstat's own locks are held, or may be. Until 6.15 cgroup_rstat_updated() takes one
+# of them, a raw one of the cpu; later kernels are lockless there, but not when they flush. A guard
+# in the header would not help, see cgstat_rstat_updated() in bpf/cgstat_entries.h.
 _INSIDE_RSTAT = re.compile(
-    r"cgroup_rstat_.*|css_rstat_.*|__?cgroup_rstat.*|contention_(begin|end)|lock_.*|"
-    r"_?_?raw_spin_.*|(native_)?queued_spin_lock.*|nmi_.*|.*_nmi|irq_disable|irq_enable|preempt_(disable|enable)"
+    "|".join(
+        (
+            r"_*(cgroup|css)_rstat_.*",
+            # What a flush calls for each cgroup, of bpf, memcg, blkcg and others: in 6.1 with the
+            # lock of the cpu held.
+            r".*_rstat_flush(_.*)?|cgroup_base_stat_.*",
+            # What takes a lock, waits for it or traces it
+            r"contention_(begin|end)|lock_.*|(do_)?_*raw_spin_.*|(.*_)?queued_spin_.*",
+            r"irq_(disable|enable)|preempt_(disable|enable)",
+            # NMI, which no lock keeps away, and what perf does in one
+            r"(.*_)?nmi(_.*)?|_*perf_.*|.*_pmu_.*|.*_overflow_(handler|callback)",
+        )
+    )
 )
 
 
