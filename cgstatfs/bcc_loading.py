@@ -21,7 +21,7 @@ from .bcc_module import PROGRAM, Module
 from .bcc_source import ZERO, Declaration, Source
 from .bcc_types import write_entry
 from .btf_writer import BtfWriter, CType
-from .collectors import PARTS, Collector, CollectorError
+from .collectors import Collector, CollectorError
 from .engines import Rstat, Standalone
 from .libbpf import lib
 from .loading import Request, Stage, into_kernel, populate
@@ -100,20 +100,21 @@ def _typed(module: Module, declared: Declaration) -> _Typed | None:
 
 def _run(obj: libbpf.Object, root_id: int, prefix: str, into: Collector) -> None:
     """Attach the life cycle of a stats map's entries, make those there are, and keep it all."""
-    for ending in ("release", "mkdir"):
+    for ending in into.engine.attached:
         program = obj.programs[f"{_GENERIC}_{ending}"]
         link = program.attach()
         into.links[f"{prefix}_{ending}"] = os.dup(link.fd)
         into.programs[f"{prefix}_{ending}"] = os.dup(program.fd)
         link.close()
-    into.programs[f"{prefix}_lookup"] = os.dup(obj.programs[f"{_GENERIC}_lookup"].fd)
-    for part in PARTS:
+    reader = into.engine.reader
+    into.programs[f"{prefix}_{reader}"] = os.dup(obj.programs[f"{_GENERIC}_{reader}"].fd)
+    for part in into.engine.parts:
         into.maps[f"{prefix}_{part}"] = os.dup(obj.maps[f"{_GENERIC}_{part}"].fd)
     into.maps[f"{prefix}_config"] = os.dup(obj.maps[f".rodata.{_GENERIC}"].fd)
     if "config" not in into.maps:
         into.maps["config"] = os.dup(obj.maps[".rodata.cgstat"].fd)
     populate(
-        obj.programs[f"{_GENERIC}_populate"].fd, into.maps[f"{prefix}_entries"], root_id, is_root=True
+        obj.programs[f"{_GENERIC}_{into.engine.populate}"].fd, into.maps[f"{prefix}_entries"], root_id, is_root=True
     )
 
 
@@ -127,7 +128,7 @@ def _load_generic(typed: _Typed, request: Request, into: Collector) -> None:
         standalone = replace(request, engine=into.engine, keep=None)
         into_kernel(obj, standalone, [Stage(_GENERIC, typed.about, 0)])
         _run(obj, request.root_id, declared.prefix, into)
-        for part in PARTS:
+        for part in into.engine.parts:
             os.dup2(into.maps[f"{declared.prefix}_{part}"], declared.numbers[part], inheritable=False)
         os.dup2(obj.maps[".rodata.zero"].fd, declared.numbers[ZERO], inheritable=False)
     finally:

@@ -26,8 +26,8 @@ from typing import NoReturn
 import pytest
 
 from cgstatfs import libbpf
-from cgstatfs.collectors import Collector, Counters
-from cgstatfs.engines import ENGINES, Engine, EngineUnavailable
+from cgstatfs.collectors import Collector
+from cgstatfs.engines import ENGINES, Engine, EngineUnavailable, Usage
 from cgstatfs.hierarchy import find_cgroup2
 from cgstatfs.loading import Request, load
 from cgstatfs.objects import object_path
@@ -273,10 +273,15 @@ class Loaded:
                 below.add(id)
         return below & parents.keys()
 
-    def counters(self, file: str) -> Counters:
-        """What a stats map counts of itself."""
+    def usage(self, file: str) -> Usage:
+        """What a stats map takes, and what it says of its updates."""
         collector, stats_map = self._map_of[file]
-        return collector.counters(stats_map.prefix)
+        return collector.usage(stats_map.prefix)
+
+    def reader(self, file: str) -> int:
+        """The descriptor that lookups of a stats map take."""
+        collector, stats_map = self._map_of[file]
+        return collector.reader(stats_map.prefix)
 
     def misses(self, file: str) -> dict[str, int]:
         collector, _ = self._map_of[file]

@@ -6,11 +6,13 @@ Each engine is a module with one class; :func:`choose` picks one.
 
 from __future__ import annotations
 
-from .base import Engine, EngineUnavailable
+from .base import Engine, EngineUnavailable, Setting, Usage
 from .rstat import Rstat
 from .standalone import Standalone
 
-__all__ = ("ENGINES", "Engine", "EngineUnavailable", "Rstat", "Standalone", "choose")
+__all__ = (
+    "ENGINES", "Engine", "EngineUnavailable", "Rstat", "Setting", "Standalone", "Usage", "choose",
+)  # fmt: skip
 
 # Best first.
 ENGINES: tuple[type[Engine], ...] = (Rstat, Standalone)

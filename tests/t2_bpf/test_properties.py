@@ -112,8 +112,8 @@ def test_initial_cgroup(engine_name: str, cgroupfs: Path, tree: Path, work: Path
             for directory in (tree, outside, cgroupfs):
                 with pytest.raises(FileNotFoundError):
                     loaded.value(file, directory)
-            counters = loaded.counters(file)
-            assert (counters.displaced, counters.lost) == (0, 0)
+            usage = loaded.usage(file)
+            assert (usage.displaced, usage.lost) == (0, 0)
             assert loaded.ids(file, "entries") == {cgroup_id(inside), cgroup_id(below)}
         check_life_below_initial(loaded, inside, outside, work)
     finally:
@@ -147,8 +147,8 @@ def test_no_per_cpu_arrays(properties: Loaded, tree: Path, work: Path) -> None:
     check(properties, "test.shared", a, own * 2)
     check(properties, "test.shared", tree, own * 2)
     assert properties.ids("test.shared", "pairs") == set()
-    counters = properties.counters("test.shared")
-    assert (counters.pairs, counters.spilled, counters.lost) == (0, 0, 0)
+    usage = properties.usage("test.shared")
+    assert (usage.pairs, usage.spilled, usage.lost) == (0, 0, 0)
     # One array for two cpus' worth, and no hash to find it in.
     info = libbpf.map_info(properties.fd("test.shared", "pairs"))
     assert info.max_entries == 1
@@ -253,15 +253,14 @@ def test_litmus(
         pytest.skip("one cpu alone; nothing races")
     inside = tree / "inside"
     inside.mkdir()
-    collector = properties.collectors[0]
-    stats_map = next(m for m in collector.stats_maps if m.file == file)
-    program = collector.programs[f"{stats_map.prefix}_{properties.engine.programs[-1]}"]
-    os.set_inheritable(program, True)
+    stats_map = next(m for m in properties.collectors[0].stats_maps if m.file == file)
+    reader = properties.reader(file)
+    os.set_inheritable(reader, True)
     result = subprocess.run(
         ["sh", "-c", 'echo 0 >"$0/cgroup.procs"; exec "$@"', inside, litmus,
-         properties.engine.name, str(program), str(cgroup_id(inside)), str(cgroup_id(tree)),
+         properties.engine.name, str(reader), str(cgroup_id(inside)), str(cgroup_id(tree)),
          str(stats_map.value_type.elements), str(which), str(ROUNDS), str(CPUS[0]), str(CPUS[1])],
-        pass_fds=[program], text=True, capture_output=True,
+        pass_fds=[reader], text=True, capture_output=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > ROUNDS // 100

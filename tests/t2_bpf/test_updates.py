@@ -80,11 +80,8 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     failed: list[BaseException] = []
     flushes = 0
     # A lookup of its own, so that two are never in one context.
-    collector = calls.collectors[0]
-    other = calls.engine.lookup(
-        collector.programs["calls_" + calls.engine.programs[-1]],
-        collector.stats_maps[0].value_type,
-    )
+    value_type = calls.collectors[0].stats_maps[0].value_type
+    other = calls.engine.lookup(calls.reader(FILE), value_type)
 
     def flush() -> None:
         nonlocal flushes
