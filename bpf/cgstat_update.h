@@ -67,7 +67,10 @@ struct cgstat_list {
 	__u64 aside[CGSTAT_ASIDE];
 };
 
-/* Per stats map: the flusher's state (standalone), and what went wrong. */
+/*
+ * Per stats map: the flusher's state (standalone), and what went wrong: native
+ * uses @lost alone.
+ */
 struct cgstat_ctl {
 	__u64 entries;		/* entries there are */
 	__u64 pairs;		/* per-cpu arrays there are */
@@ -101,6 +104,7 @@ struct cgstat_map {
 	void *pairs;
 	void *lists;
 	void *ctl;
+	void *native;
 	const void *zero;
 	__u32 elems;
 	__u32 flags;
@@ -111,7 +115,7 @@ struct cgstat_map {
 
 /* Where an update goes; lives on the stack from begin to end. */
 struct cgstat_where {
-	struct cgstat_link *link;
+	struct cgstat_link *link;	/* native: none */
 	struct cgstat_ctl *ctl;
 	__u64 id;
 	bool spill;

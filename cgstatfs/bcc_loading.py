@@ -9,7 +9,6 @@ maps before it is loaded.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from . import btf, libbpf
 from .bcc_module import PROGRAM, Module
 from .bcc_source import ZERO, Declaration, Source
 from .bcc_types import write_entry
-from .btf_writer import BtfWriter, CType
+from .btf_writer import BtfWriter
 from .collectors import Collector, CollectorError
-from .engines import Rstat, Standalone
+from .engines import Standalone
 from .libbpf import lib
 from .loading import Request, Stage, into_kernel, populate
 from .objects import object_path
@@ -35,35 +34,6 @@ _GENERIC = "generic"
 _HASH, _NO_PREALLOC = 1, 1
 # sizeof struct cgstat_pair
 _PAIR = 16
-
-
-class _CreateOpts(ctypes.Structure):
-    """The head of ``struct bpf_map_create_opts`` of libbpf 1.1."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("btf_fd", ctypes.c_uint32),
-        ("btf_key_type_id", ctypes.c_uint32),
-        ("btf_value_type_id", ctypes.c_uint32),
-        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
-        ("inner_map_fd", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
-    ]
-
-
-def _create_entries(writer: BtfWriter, name: str, key: CType, entry: CType, room: int) -> int:
-    """The BPF map of a stats map's entries; the caller closes the descriptor."""
-    opts = _CreateOpts(
-        sz=ctypes.sizeof(_CreateOpts), btf_fd=writer.fd, btf_key_type_id=key.id,
-        btf_value_type_id=entry.id, map_flags=_NO_PREALLOC,
-    )  # fmt: skip
-    fd = lib.bpf_map_create(
-        _HASH, name.encode()[:15], key.size, ctypes.c_uint32(entry.size), ctypes.c_uint32(room),
-        ctypes.byref(opts),
-    )  # fmt: skip
-    if fd < 0:
-        raise OSError(-fd, os.strerror(-fd), f'map "{name}"')
-    return fd
 
 
 @dataclass(frozen=True)
@@ -91,8 +61,12 @@ def _typed(module: Module, declared: Declaration) -> _Typed | None:
                 f'value of stats map "{declared.file}" has more to it than bcc tells, as it is with '
                 "arrays of arrays and typedefs of arrays; use structs, and arrays of u64"
             )
-        name = f"{declared.prefix}_entries"
-        return _Typed(declared, about, _create_entries(writer, name, key, entry, made.max_entries))
+        entries = libbpf.create_map(
+            _HASH, f"{declared.prefix}_entries", key.size, entry.size, made.max_entries,
+            map_flags=_NO_PREALLOC, btf_fd=writer.fd, btf_key_type_id=key.id,
+            btf_value_type_id=entry.id,
+        )  # fmt: skip
+        return _Typed(declared, about, entries)
 
 
 # Loading
@@ -179,8 +153,8 @@ def _closed_unless_done(collector: Collector) -> Iterator[Collector]:
 
 def _notes(request: Request) -> list[str]:
     notes = []
-    if request.engine.name == Rstat.name:
-        notes.append("engine standalone: what bcc compiles cannot call rstat")
+    if request.engine.calls:
+        notes.append(f"engine standalone: what bcc compiles cannot call {request.engine.calls}")
     if request.keep:
         notes.append("counting began anew: a bcc collector cannot go on with what another counted")
     return notes

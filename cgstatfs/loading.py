@@ -25,7 +25,7 @@ from . import btf, libbpf, placement
 from .collectors import (
     CONFIG, MAP_CONFIG, Collector, CollectorError, check_collector_name, check_file_name, detach,
 )  # fmt: skip
-from .engines import ENGINES, Engine, Setting
+from .engines import ENGINES, Engine, Rstat, Setting
 from .libbpf import printable
 from .objects import object_path
 from .refusals import attach_refused, refusals
@@ -46,6 +46,8 @@ _GLOBALS = re.compile(r"\w*\.(rodata|data|bss|kconfig)[\w.]*", re.ASCII)
 
 # include/uapi/linux/bpf.h: enum bpf_map_type
 _HASH, _ARRAY = 1, 2
+# What is declared, CGSTAT_NATIVE_TYPE; a kernel that has the type may have another number for it.
+_NATIVE = 34
 # enum cgstat_operation of bpf/cgstat_entries.h
 _OPERATION_NUMBERS = {SUM: 0, MAX: 1, MIN: 1, AGGREGATED: 2}
 _FLAG_NUMBERS = {"CGSTAT_NO_PERCPU": 1, "CGSTAT_NO_HIERARCHY": 2}
@@ -122,6 +124,12 @@ def _made_programs(prefix: str) -> set[str]:
     return {f"{prefix}_{ending}" for ending in endings}
 
 
+def _made_maps(prefix: str) -> set[str]:
+    """Names of the BPF maps that it makes, besides that of its configuration."""
+    parts = set().union(*(kind.parts for kind in ENGINES))
+    return {f"{prefix}_{part}" for part in parts}
+
+
 def _own_programs(obj: libbpf.Object, stages: list[Stage]) -> dict[str, libbpf.Program]:
     """The programs that its author wrote."""
     made = set().union(*(_made_programs(stage.prefix) for stage in stages))
@@ -150,6 +158,7 @@ def _check_parts(obj: libbpf.Object, stage: Stage) -> None:
         "pairs": (_HASH, 16, _PAIR + 8 * elements),
         "lists": (_ARRAY, 4, _LIST),
         "ctl": (_ARRAY, 4, _CTL),
+        "native": (_NATIVE, 8, 8 * elements),
     }
     for part, sizes in expected.items():
         found = obj.maps.get(f"{stage.prefix}_{part}")
@@ -224,15 +233,16 @@ def describe(path: Path, data: bytes) -> tuple[list[btf.Description], list[str]]
 
     :param path: what to call it
     :param data: its contents
-    :returns: its stats maps, and what its user should know of the best engine there is
+    :returns: its stats maps, and what its user should know of the engine that most kernels have
     :raises CollectorError: it could not be loaded on any kernel
     """
     with refusals(path):
         obj = open_object(path, data)
         try:
-            engine = ENGINES[0]()
+            # The best engine of kernels as they are.
+            engine = Rstat()
             stages = _describe(obj, Request(path, engine, 0))
-            _, notes = placement.check(_own_programs(obj, stages).values(), engine)
+            _, notes = _place(obj, engine, stages)
             return [stage.about for stage in stages], notes
         finally:
             obj.close()
@@ -257,6 +267,8 @@ def _configure(obj: libbpf.Object, engine: Engine, stages: list[Stage]) -> None:
         obj.maps[f".rodata.{prefix}"].set_initial_value(stage.config())
         parts = {part: obj.maps[f"{prefix}_{part}"] for part in engine.parts}
         engine.configure(parts, Setting(stage.about.flags, stage.initial))
+        for name in _made_maps(prefix) - {f"{prefix}_{part}" for part in engine.parts}:
+            obj.maps[name].set_autocreate(False)
         for name in _made_programs(prefix) - {f"{prefix}_{ending}" for ending in engine.programs}:
             obj.programs[name].set_autoload(False)
 
@@ -373,6 +385,14 @@ def _pinned_prefixes(directory: Path) -> list[str]:
     return [p.name.removesuffix("_ctl") for p in (directory / "maps").glob("*_ctl")]
 
 
+def _place(
+    obj: libbpf.Object, engine: Engine, stages: list[Stage]
+) -> tuple[Engine, list[str]]:
+    """The engine for an object, and notes; see :func:`placement.check`."""
+    aggregated = [s.about.file for s in stages if AGGREGATED in s.about.value_type.operations]
+    return placement.check(_own_programs(obj, stages).values(), aggregated, engine)
+
+
 def into_kernel(
     obj: libbpf.Object, request: Request, stages: list[Stage]
 ) -> tuple[Engine, list[str], bool]:
@@ -381,7 +401,7 @@ def into_kernel(
     :returns: the engine, notes, and whether the maps are those of :attr:`Request.keep`
     :raises OSError: the kernel refuses
     """
-    engine, notes = placement.check(_own_programs(obj, stages).values(), request.engine)
+    engine, notes = _place(obj, request.engine, stages)
     _configure(obj, engine, stages)
     kept = request.keep is not None and _reuse(obj, request.keep, engine, stages, notes)
     obj.load()

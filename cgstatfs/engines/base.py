@@ -72,6 +72,7 @@ class Engine(ABC):
     :cvar callers: the kinds of programs that can update, by what their sections begin with;
         None: all
     :cvar calls: what it is that the others cannot call
+    :cvar aggregates: whether it folds with aggregators of collectors
     :cvar inside_rstat: whether programs can update that run where the kernel holds rstat's locks
     """
 
@@ -84,6 +85,7 @@ class Engine(ABC):
     reader: str
     callers: frozenset[str] | None = None
     calls: str = ""
+    aggregates: bool = True
     inside_rstat: bool = True
 
     @abstractmethod
