@@ -385,6 +385,6 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	})
 
 /* Something could not be counted at all: have it shown as lost. */
-#define cgstat_lost(map) cgstat_count_lost(CGSTAT_MAP_OF(map))
+#define cgstat_lost(map) cgstat_count_lost(&map##_ctl)
 
 #endif /* CGSTAT_BPF_H */

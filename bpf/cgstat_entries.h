@@ -232,9 +232,7 @@ cgstat_list_rstat(struct cgstat_where *where, struct cgroup *cgrp)
 static __always_inline __u64 *
 cgstat_find_native(struct cgstat_map map, struct cgroup *cgrp, struct cgstat_where *where)
 {
-	where->ctl = cgstat_get_ctl(map);
-	if (!where->ctl)
-		return NULL;
+	where->ctl = map.ctl;
 	return bpf_cgroup_stats_begin(map.native, cgrp, 8 * map.elems);
 }
 
