@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Maps and programs that the tests of BPF_MAP_TYPE_CGROUP_STATS load. */
-#include <linux/bpf.h>
+#include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include "stats.h"
 
-#define KERNEL_TYPE __attribute__((preserve_access_index))
 #define TAG(text) __attribute__((btf_decl_tag("cgroup_stats:" text)))
-
-struct bpf_map {
-	__u32 id;
-} KERNEL_TYPE;
-
-struct cgroup {
-	int level;
-} KERNEL_TYPE;
-
-struct css_set {
-	struct cgroup *dfl_cgrp;
-} KERNEL_TYPE;
-
-struct task_struct {
-	int tgid;
-	struct css_set *cgroups;
-} KERNEL_TYPE;
 
 extern __u64 *bpf_cgroup_stats_begin(struct bpf_map *map, struct cgroup *cgrp,
 				     const __u32 rdwr_buf_size) __ksym;

@@ -2,11 +2,6 @@
 #ifndef STATS_H
 #define STATS_H
 
-/* Not in the headers of the system. */
-#define BPF_MAP_TYPE_CGROUP_STATS 34
-#define BPF_F_CGROUP_STATS_NO_PERCPU (1U << 19)
-#define BPF_F_CGROUP_STATS_NO_HIERARCHY (1U << 20)
-
 enum { MAP_STATS, MAP_SHARED, MAP_FLAT };
 
 /* What a program is run with. */
