@@ -21,6 +21,7 @@ enum {
 
 #define LINEAR_BOUNDS 0, 10
 #define EXPLICIT_BOUNDS 5, 50, 500
+#define HALF 1000
 
 struct kinds {
 	__u64 sum;
@@ -33,6 +34,12 @@ struct kinds {
 		__u64 calls;
 		__u64 last CGSTAT_MAX;
 	} nested;
+	/* Its tag is for those in it that have none. */
+	struct {
+		__u64 high;
+		__u64 low CGSTAT_MIN;
+		__u64 halves[2] CGSTAT_BOUNDS(HALF);
+	} tagged CGSTAT_MAX;
 };
 CGSTAT_MAP(kinds, struct kinds, "test.kinds");
 CGSTAT_MAP(shared, struct kinds, "test.shared", CGSTAT_NO_PERCPU);
@@ -60,6 +67,9 @@ __u32 target_map;
 		cgstat_inc_bounds(v->bounds, n, EXPLICIT_BOUNDS);	\
 		cgstat_inc(v->nested.calls, 1);				\
 		cgstat_raise(v->nested.last, n);			\
+		cgstat_raise(v->tagged.high, n);			\
+		cgstat_lower(v->tagged.low, n);				\
+		cgstat_inc_bounds(v->tagged.halves, n, HALF);		\
 	}
 
 static __always_inline void update(struct cgroup *cgrp, __u64 map, __u64 n)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cgstatfs.engines import ENGINES, EngineUnavailable, choose
+from cgstatfs.engines import ENGINES, EngineUnavailable, choose, native
 
 
 def test_the_best_that_works_is_chosen() -> None:
@@ -37,3 +37,13 @@ def test_an_engine_asked_for_is_used_or_refused() -> None:
             assert str(error).startswith(f"{kind.name}: ")
         else:
             assert (engine.name, reason) == (kind.name, "asked for")
+
+
+def test_native_goes_by_the_name_of_its_map_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other kernels have another type for the number, and one that has it may refuse it."""
+    monkeypatch.setattr(native, "kernel_map_types", lambda: {"BPF_MAP_TYPE_INSN_ARRAY": 34})
+    with pytest.raises(EngineUnavailable, match="no BPF_MAP_TYPE_CGROUP_STATS; it needs the patches"):
+        native.Native().probe()
+    monkeypatch.setattr(native, "kernel_map_types", lambda: {"BPF_MAP_TYPE_CGROUP_STATS": 9999})
+    with pytest.raises(EngineUnavailable, match=r"refuses to make one \(EINVAL\)"):
+        native.Native().probe()

@@ -393,7 +393,7 @@ def test_noted(
     if engine_name == "rstat":
         assert 'engine standalone: program "hst_own"' in notes
         assert INSIDE.get(name, "cannot call rstat") in notes
-    elif engine_name == "native" and name in ("noted_kprobe", "noted_raw_tp"):
+    elif engine_name == "native" and name == "noted_raw_tp":
         assert 'engine standalone: program "hst_own"' in notes
         assert "cannot call the kernel's stats maps" in notes
     else:

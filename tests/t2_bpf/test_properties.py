@@ -74,6 +74,9 @@ def kinds(values: Iterable[int]) -> dict[str, tuple[int, ...]]:
         "bounds": histogram(values, [5, 50, 500]),
         "nested.calls": (len(values),),
         "nested.last": (max(values, default=0),),
+        "tagged.high": (max(values, default=0),),
+        "tagged.low": (ALL_ONES - min(values, default=ALL_ONES),),
+        "tagged.halves": histogram(values, [1000]),
     }
 
 
@@ -89,7 +92,7 @@ def check(loaded: Loaded, file: str, cgroup: Path, values: Iterable[int]) -> Non
         assert found == expected
     (calls,), (all_calls,) = found["nested.calls"], expected["nested.calls"]
     assert all_calls - missed <= calls <= all_calls
-    for name in ("log2", "linear", "bounds"):
+    for name in ("log2", "linear", "bounds", "tagged.halves"):
         assert sum(found[name]) == calls
 
 
