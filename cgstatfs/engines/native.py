@@ -50,10 +50,13 @@ class Native(Engine):
     attached = ()
     populate = None
     reader = "native"
-    # Those that may call the kfuncs.
-    callers = frozenset({"tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret",
-                         "fmod_ret.s", "iter", "iter.s", "lsm", "lsm.s", "syscall", "tp",
-                         "tracepoint"})  # fmt: skip
+    # Those that may call the kfuncs: all but raw tracepoints' without types.
+    callers = frozenset({
+        "tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret", "fmod_ret.s", "iter",
+        "iter.s", "lsm", "lsm.s", "syscall", "tp", "tracepoint", "kprobe", "kretprobe", "ksyscall",
+        "kretsyscall", "uprobe", "uretprobe", "uprobe.s", "uretprobe.s", "usdt", "kprobe.multi",
+        "kretprobe.multi",
+    })  # fmt: skip
     calls = "the kernel's stats maps"
     aggregates = False
 
