@@ -847,10 +847,7 @@ static void helpers(void)
 			    .log_level = 1);
 		int prog = bpf_prog_load(BPF_PROG_TYPE_SYSCALL, "test", "GPL", insns,
 					 ARRAY_SIZE(insns), &opts);
-		LIBBPF_OPTS(bpf_prog_load_opts, not_sleepable, .log_buf = log,
-			    .log_size = sizeof(log), .log_level = 1);
 
-		(void)not_sleepable;
 		if (prog >= 0)
 			fail("%s is not refused", calls[i].what);
 		check_equal(prog, -EINVAL);
@@ -995,7 +992,6 @@ static void outlives_creator(void)
 	__u64 a = make("a"), id;
 	pid_t child;
 	int pipes[2], status, fd;
-	char byte;
 
 	check(!pipe(pipes));
 	child = fork();
@@ -1038,7 +1034,6 @@ static void outlives_creator(void)
 		close(fd);
 		wait_a_little();
 	}
-	(void)byte;
 	drop("a/b");
 	drop("a");
 }
@@ -1422,6 +1417,101 @@ static void interrupted_anywhere(void)
 	drop("a");
 }
 
+/* ---- aggregators ---------------------------------------------------------------- */
+
+static void see(struct loaded *loaded, __u64 cgroup, __u32 element, __u64 value)
+{
+	struct args args = { .cgroup = cgroup, .element = element, .value = value };
+
+	check_equal(run(loaded, "do_see", &args), 0);
+}
+
+static struct loaded load_aggregator(__u64 initial)
+{
+	struct loaded loaded = {};
+	char file[PATH_MAX + 24];
+	int err;
+
+	snprintf(file, sizeof(file), "%s/aggregator.bpf.o", folder);
+	loaded.object = bpf_object__open_file(file, NULL);
+	if (!loaded.object)
+		fail("%s: %m", file);
+	bpf_map__set_map_extra(bpf_object__find_map_by_name(loaded.object, "seen"), initial);
+	err = bpf_object__load(loaded.object);
+	if (err)
+		fail("%s: load: %s", file, strerror(-err));
+	loaded.maps[0] = bpf_object__find_map_fd_by_name(loaded.object, "seen");
+	return loaded;
+}
+
+static struct bpf_link *attach_aggregator(struct loaded *loaded)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(loaded->object, "ops");
+	struct bpf_link *link = bpf_map__attach_struct_ops(map);
+
+	if (!link)
+		fail("aggregator: attach: %m");
+	return link;
+}
+
+static void aggregator(void)
+{
+	__u64 a = make("a"), b = make("a/b"), c = make("a/c"), d;
+	struct loaded loaded = load_aggregator(a), second;
+	struct args args = { .cgroup = b };
+	struct bpf_link *link;
+	total_t total;
+
+	/* values wait for it ... */
+	on_cpu(0);
+	see(&loaded, b, 1, 1);
+	see(&loaded, b, 2, 0x0500000000000001);
+	on_cpu(CPUS - 1);
+	see(&loaded, b, 1, 2);
+	see(&loaded, b, 2, 0x0100000000000003);
+	check_equal(look_up(loaded.maps[0], a, total), 0);
+	check_equal(total[0], 4);
+	check_equal(total[1], 0);
+	/* ... and are merged when it is there */
+	link = attach_aggregator(&loaded);
+	see(&loaded, c, 1, 8);
+	check_equal(look_up(loaded.maps[0], a, total), 0);
+	check_equal(total[0], 5);
+	check_equal(total[1], 11);
+	check_equal(total[2], 0x0500000000000003);
+	check_equal(look_up(loaded.maps[0], b, total), 0);
+	check_equal(total[0], 4);
+	check_equal(total[1], 3);
+	check_equal(run(&loaded, "do_update_refused", &args), -EOPNOTSUPP);
+	/* a name has one aggregator; maps that come later have it, too */
+	second = load_aggregator(a);
+	check(!bpf_map__attach_struct_ops(bpf_object__find_map_by_name(second.object, "ops")));
+	see(&second, b, 1, 16);
+	check_equal(look_up(second.maps[0], a, total), 0);
+	check_equal(total[1], 16);
+	/* of removed cgroups */
+	d = make("a/c/d");
+	see(&loaded, d, 1, 32);
+	drop("a/c/d");
+	drop("a/c");
+	check_equal(look_up(loaded.maps[0], a, total), 0);
+	check_equal(total[1], 43);
+	check_equal(total[0], 6);
+	/* replaced by another one */
+	bpf_link__destroy(link);
+	see(&loaded, b, 1, 64);
+	check_equal(look_up(loaded.maps[0], a, total), 0);
+	check_equal(total[1], 43);
+	link = attach_aggregator(&second);
+	check_equal(look_up(loaded.maps[0], a, total), 0);
+	check_equal(total[1], 107);
+	bpf_link__destroy(link);
+	unload(&second);
+	unload(&loaded);
+	drop("a/b");
+	drop("a");
+}
+
 /* ---- races ------------------------------------------------------------------------ */
 
 static int churn_seconds(void)
@@ -1693,6 +1783,7 @@ static const struct {
 	CASE(rstat_tracepoints),
 	CASE(nmi),
 	CASE(interrupted_anywhere),
+	CASE(aggregator),
 	CASE(update_against_flush),
 	CASE(update_against_flush_no_percpu),
 	CASE(churn),
