@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for each guest, boot included; default: %(default)s",
     )
     parser.add_argument(
+        "--counting",
+        action="store_true",
+        help="have the clocks of the guests count instructions, one a nanosecond",
+    )
+    parser.add_argument(
         "--refresh", action="store_true", help="ask for newer versions of the kernels"
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND")
@@ -65,6 +70,7 @@ def _run_one(name: str, arguments: argparse.Namespace) -> tuple[str, bool]:
             cpus=arguments.cpus,
             memory=arguments.memory,
             timeout=arguments.timeout,
+            counting=arguments.counting,
         )
         outcome = "passed" if status == 0 else f"failed, exit status {status}"
         passed = status == 0

@@ -69,6 +69,7 @@ def run(
     cpus: int = 2,
     memory: str = "2G",
     timeout: float = 600,
+    counting: bool = False,
 ) -> int:
     """Run a command in a guest, with its output on stdout; return its status.
 
@@ -76,6 +77,8 @@ def run(
     this Python's programs first on its PATH.
 
     :param timeout: seconds for all of it, from start to power-off.
+    :param counting: have the guest's clocks advance by a nanosecond with each
+        instruction and when it is idle, so that they count what is executed.
     """
     with tempfile.TemporaryDirectory(
         prefix="guest-", ignore_cleanup_errors=True
@@ -85,6 +88,8 @@ def run(
         shutil.copyfile(_INIT, shared / "init")
         (shared / "command").write_text(_script(command), encoding="utf-8")
         vng = _vng(kernel, shared, cpus, memory, timeout)
+        if counting:
+            vng.append("--qemu-opts=-icount shift=0,sleep=off")
         with _started(vng, folder) as (process, console):
             try:
                 status = _follow(process, shared, timeout)
