@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The update and the flush of the series on a machine with store buffers: see model.py."""
+"""The update and the flush of the series on a machine with store buffers: see ../kernel/model.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from .model import VARIANTS, missed
+from ..kernel.model import VARIANTS, missed
 
 
 def test_no_update_is_missed() -> None:
