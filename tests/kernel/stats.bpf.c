@@ -145,13 +145,12 @@ int do_lookup(struct args *args)
 {
 	struct cgroup *cgrp = bpf_cgroup_from_id(args->cgroup);
 	__u64 total[8] = {};
-	int err, i;
+	int err;
 
 	if (!cgrp)
 		return -2;
 	err = bpf_cgroup_stats_lookup(MAP(stats), cgrp, total, sizeof(total));
-	for (i = 0; i < 8; i++)
-		args->total[i] = total[i];
+	__builtin_memcpy(args->total, total, sizeof(total));
 	bpf_cgroup_release(cgrp);
 	return err;
 }
@@ -185,7 +184,7 @@ int do_kept(struct args *args)
 	struct kept *k = kept();
 	__u64 total[8] = {};
 	struct cgroup *cgrp;
-	int err, i;
+	int err;
 
 	if (!k)
 		return -2;
@@ -196,8 +195,7 @@ int do_kept(struct args *args)
 		err = update(cgrp, args);
 	else
 		err = bpf_cgroup_stats_lookup(MAP(stats), cgrp, total, sizeof(total));
-	for (i = 0; i < 8; i++)
-		args->total[i] = total[i];
+	__builtin_memcpy(args->total, total, sizeof(total));
 	cgrp = bpf_kptr_xchg(&k->cgrp, cgrp);
 	if (cgrp)
 		bpf_cgroup_release(cgrp);
