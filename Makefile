@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# make mount | umount | test | test-vm [KERNEL=6.12] | build | clean
+# make mount | umount | build | clean
+# make test | test-vm [KERNEL=6.12] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
+# Of the kernel that is built, see tests/vm/build.py; TREE: a source tree of one's own to build.
+TREE ?=
+VARIANT ?= $(if $(TREE),tree,native)
+export CGSTATFS_TREE = $(TREE)
 
 # What is built, and what runs it: clang and bpftool compile the BPF programs, llvm strips
 # them, libfuse3-dev and the Python headers are for building pyfuse3.
@@ -10,6 +15,9 @@ PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-ven
 # What the tests drive the mount with, compile with as others do, and boot.
 TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
 	python3-bpfcc qemu-system-x86 rsync tar tree util-linux
+# What a kernel is built with; bpftool writes down its types.
+KERNEL_PACKAGES = bc bison bpftool dwarves flex gcc libc6-dev libelf-dev make patch python3 \
+	xz-utils
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -24,13 +32,18 @@ HOSTILE_OBJECTS = $(patsubst case_%,build/tests/hostile/%.bpf.o,\
 EXAMPLES = $(patsubst bpf/examples/%.bpf.c,build/examples/%.bpf.o,$(wildcard bpf/examples/*.bpf.c))
 TEST_OBJECTS = $(EXAMPLES) $(patsubst tests/bpf/%.bpf.c,build/tests/%.bpf.o,$(wildcard tests/bpf/*.bpf.c)) \
 	$(HOSTILE_OBJECTS)
+# What tests the series itself, compiled against the kernel that it is in.
+KERNEL_TESTS = $(patsubst tests/kernel/%.c,build/tests/kernel/%,\
+		$(filter-out %.bpf.c,$(wildcard tests/kernel/*.c))) \
+	$(patsubst tests/kernel/%.bpf.c,build/tests/kernel/%.bpf.o,$(wildcard tests/kernel/*.bpf.c))
 ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 	-fms-extensions -Wno-microsoft-anon-tag \
 	-Ibuild -Ibpf
 
 .DELETE_ON_ERROR:
-.PHONY: mount umount build test test-vm clean root packages test-packages
+.PHONY: mount umount build test test-vm kernel test-kernel clean root packages test-packages \
+	kernel-packages
 
 mount: build
 	@# Where that fails (a file, a dead mount), what follows knows better why.
@@ -56,11 +69,20 @@ umount: root
 
 build: root packages $(VENV)/installed $(OBJECTS) $(INCLUDES) $(TEMPLATES)
 
-test: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
+TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
+
+test: $(TESTING) kernel $(KERNEL_TESTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-test-vm: build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
+test-vm: $(TESTING) $(if $(KERNEL),,kernel $(KERNEL_TESTS))
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
+
+# Nothing is built that the cache has.
+kernel: kernel-packages
+	@/usr/bin/python3 -m tests.vm.build --link build/kernel $(VARIANT)
+
+test-kernel: $(TESTING) kernel $(KERNEL_TESTS)
+	$(PYTHON) -m pytest tests/t5_guests --kernel $(VARIANT)
 
 clean:
 	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)
@@ -85,6 +107,9 @@ packages: | build.d
 
 test-packages: | build.d
 	$(call install-packages,$(TEST_PACKAGES))
+
+kernel-packages: | build.d
+	$(call install-packages,$(KERNEL_PACKAGES))
 
 .PHONY: build.d
 build.d:
@@ -131,3 +156,15 @@ build/tests/%.bpf.o: tests/bpf/%.bpf.c $(wildcard tests/bpf/*.bpf.c bpf/*.h) bui
 $(HOSTILE_OBJECTS): BPF_CFLAGS += -Wno-unused-function -Dcase_$(patsubst %.bpf.o,%,$(@F))
 $(HOSTILE_OBJECTS): $(HOSTILE) $(wildcard bpf/*.h) build/vmlinux.h
 	$(compile)
+
+# build/kernel leads to the kernel that was built last.
+build/kernel/vmlinux.h build/kernel/include/linux/bpf.h: | kernel ;
+
+build/tests/kernel/%.bpf.o: tests/kernel/%.bpf.c $(wildcard tests/kernel/*.h) build/kernel/vmlinux.h
+	@mkdir -p $(@D)
+	clang $(subst -Ibuild ,-Ibuild/kernel -Itests/kernel ,$(BPF_CFLAGS)) -c $< -o $@
+	llvm-strip -g $@
+
+build/tests/kernel/%: tests/kernel/%.c $(wildcard tests/kernel/*.h) build/kernel/include/linux/bpf.h
+	@mkdir -p $(@D)
+	gcc -O2 -Wall -Wextra -Werror -pthread -Ibuild/kernel/include -o $@ $< -lbpf

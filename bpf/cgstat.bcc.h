@@ -47,8 +47,7 @@
 
 /* An update with a per-cpu array that exists: the way of nearly all. */
 static __always_inline __u64 *
-cgstat_bcc_find_pair(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
-		     struct cgstat_where *where)
+cgstat_bcc_find_pair(struct cgstat_map map, __u64 id, struct cgstat_where *where)
 {
 	struct cgstat_pair_key key = { .id = id, .cpu = bpf_get_smp_processor_id() };
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
@@ -56,7 +55,7 @@ cgstat_bcc_find_pair(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 	if (!pair)
 		return NULL;
 	where->link = &pair->link;
-	where->ctl = ctl;
+	where->ctl = map.ctl;
 	where->id = id;
 	where->spill = false;
 	return cgstat_pair_values(pair);
@@ -135,7 +134,7 @@ map##_begin(__u64 id, struct cgstat_where *where)			\
 	if (!ctl)							\
 		return NULL;						\
 	if (!(flags & CGSTAT_NO_PERCPU)) {				\
-		values = cgstat_bcc_find_pair(self, ctl, id, where);	\
+		values = cgstat_bcc_find_pair(self, id, where);	\
 		if (values)						\
 			return values;					\
 		self.zero = bpf_map_lookup_elem(CGSTAT_BCC_MAP(map, zero), &key); \
@@ -170,6 +169,6 @@ struct map##_entry
 #define CGSTAT_LINEAR(start, step) CGSTAT_LINEAR_(start, step, __COUNTER__)
 
 /* Something could not be counted at all: have it shown as lost. */
-#define cgstat_lost(map) cgstat_count_lost(CGSTAT_BCC_MAP_OF(map, NULL, 0))
+#define cgstat_lost(map) cgstat_count_lost(CGSTAT_BCC_MAP(map, ctl))
 
 #endif /* CGSTAT_BCC_H */

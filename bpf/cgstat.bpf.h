@@ -11,7 +11,8 @@
  * Everything else in here is what the one line stands for: the entries of the
  * map and their life cycle, the update, the flush and the lookup, for each
  * engine. The loader picks the engine by filling in cgstat_config before the
- * object is loaded; the verifier then removes the other engines' branches.
+ * object is loaded; the verifier then removes the other engines' branches, and
+ * with them all use of BPF maps and kfuncs that may not be there.
  *
  * The rules that make a lookup exact are at the head of cgstat_update.h. How to
  * write a collector is in docs/authors.md.
@@ -34,6 +35,8 @@
 
 #include "cgstat_flush.h"
 
+#define CGSTAT_NATIVE_TYPE 34	/* BPF_MAP_TYPE_CGROUP_STATS on 6.12 */
+
 /* ---- what the declaration of a stats map makes --------------------------- */
 
 #define CGSTAT_MAP_OF(map)						\
@@ -42,6 +45,7 @@
 		.pairs = &map##_pairs,					\
 		.lists = &map##_lists,					\
 		.ctl = &map##_ctl,					\
+		.native = &map##_native,				\
 		.zero = &map##_zero,					\
 		.elems = map##_elems(),					\
 		.flags = map##_flags(),					\
@@ -50,6 +54,14 @@
 		.fold = (void *)map##_fold,				\
 	})
 
+#define CGSTAT_DESCRIBED(file, ...)					\
+	__attribute__((btf_decl_tag("cgstat:map:" file)))		\
+	__attribute__((btf_decl_tag("cgstat:flags:" CGSTAT_TEXT(__VA_ARGS__))))
+
+/*
+ * Those of standalone and rstat, then native's, whose type, initial cgroup and
+ * flags the loader sets; its number is not the same on every kernel.
+ */
 #define CGSTAT_BPF_MAPS(map, vtype, file, ...)				\
 struct map##_pair {							\
 	struct cgstat_pair pair;					\
@@ -60,8 +72,10 @@ struct map##_entry {							\
 	vtype spill;							\
 	vtype total;							\
 	vtype pending;							\
-} __attribute__((btf_decl_tag("cgstat:map:" file)))			\
-  __attribute__((btf_decl_tag("cgstat:flags:" CGSTAT_TEXT(__VA_ARGS__)))); \
+} CGSTAT_DESCRIBED(file, __VA_ARGS__);					\
+struct map##_total {							\
+	vtype total;							\
+} CGSTAT_DESCRIBED(file, __VA_ARGS__);					\
 _Static_assert(sizeof(vtype) && sizeof(vtype) % 8 == 0 &&			\
 	       sizeof(vtype) <= 8 * CGSTAT_MAX_ELEMS,			\
 	       "the value of a stats map is 1 to 128 unsigned 64-bit elements"); \
@@ -91,6 +105,11 @@ struct {								\
 	__type(key, __u32);						\
 	__type(value, struct cgstat_ctl);				\
 } map##_ctl SEC(".maps");						\
+struct {								\
+	__uint(type, CGSTAT_NATIVE_TYPE);				\
+	__type(key, __u64);						\
+	__type(value, struct map##_total);				\
+} map##_native SEC(".maps");						\
 const struct map##_entry map##_zero SEC(".rodata.zero") = {};		\
 const volatile struct cgstat_map_config map##_config SEC(".rodata." #map) = {};
 
@@ -98,9 +117,12 @@ const volatile struct cgstat_map_config map##_config SEC(".rodata." #map) = {};
 static __always_inline __attribute__((unused)) void *			\
 map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 {									\
-	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));	\
+	struct cgstat_ctl *ctl;						\
 	__u64 *values;							\
 									\
+	if (cgstat_config.engine == CGSTAT_NATIVE)			\
+		return cgstat_find_native(CGSTAT_MAP_OF(map), cgrp, where); \
+	ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));			\
 	if (!ctl || !cgstat_is_inside(cgrp, &map##_config))		\
 		return NULL;						\
 	values = cgstat_find_values(CGSTAT_MAP_OF(map), ctl,		\
@@ -113,6 +135,10 @@ map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 static __always_inline __attribute__((unused)) void			\
 map##_end(struct cgroup *cgrp, struct cgstat_where *where)		\
 {									\
+	if (cgstat_config.engine == CGSTAT_NATIVE) {			\
+		bpf_cgroup_stats_end(cgrp);				\
+		return;							\
+	}								\
 	if (cgstat_state(where->link) == CGSTAT_LISTED)			\
 		return;							\
 	if (cgstat_config.engine == CGSTAT_RSTAT)			\
@@ -181,7 +207,7 @@ map##_get(struct cgroup *cgrp, void *out)				\
 				   map##_lock_step, map##_flush_step);	\
 }
 
-/* Programs of both engines: the life cycle of entries. */
+/* Programs of rstat and standalone: the life cycle of entries. */
 #define CGSTAT_LIFE_CYCLE(map)						\
 SEC("tp_btf/cgroup_mkdir")						\
 int BPF_PROG(map##_mkdir, struct cgroup *cgrp)				\
@@ -314,19 +340,25 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 		       CGSTAT_FIRST(__VA_ARGS__ __VA_OPT__(,) 0),	\
 		       CGSTAT_AGGREGATED_MAP __VA_OPT__(|) __VA_ARGS__)
 
-/* Tags of fields, after the name. What has none is a sum. */
+/*
+ * Tags of fields, after the name: ours, and the kernel's for the operation, by
+ * which native folds. What has none is a sum.
+ */
 #define CGSTAT_TAG(text) __attribute__((btf_decl_tag("cgstat:" text)))
-#define CGSTAT_MAX CGSTAT_TAG("max")
-#define CGSTAT_MIN CGSTAT_TAG("min")
-#define CGSTAT_AGGREGATED CGSTAT_TAG("aggregated")
+#define CGSTAT_OPERATION(text) __attribute__((btf_decl_tag("cgroup_stats:" text)))
+#define CGSTAT_MAX CGSTAT_TAG("max") CGSTAT_OPERATION("max")
+#define CGSTAT_MIN CGSTAT_TAG("min") CGSTAT_OPERATION("min")
+#define CGSTAT_AGGREGATED CGSTAT_TAG("aggregated") CGSTAT_OPERATION("user")
 /* On a field that is an array: a histogram, see cgstat_log2_bucket() ... */
-#define CGSTAT_LOG2 CGSTAT_TAG("log2")
+#define CGSTAT_LOG2 CGSTAT_TAG("log2") CGSTAT_OPERATION("sum")
 /* ... START, STEP; see cgstat_linear_bucket() ... */
-#define CGSTAT_LINEAR(...) CGSTAT_TAG("linear:" CGSTAT_TEXT(__VA_ARGS__))
+#define CGSTAT_LINEAR(...) \
+	CGSTAT_TAG("linear:" CGSTAT_TEXT(__VA_ARGS__)) CGSTAT_OPERATION("sum")
 /* ... BOUND, BOUND, ...: upper bounds, inclusive; the last bucket has none. */
-#define CGSTAT_BOUNDS(...) CGSTAT_TAG("bounds:" CGSTAT_TEXT(__VA_ARGS__))
+#define CGSTAT_BOUNDS(...) \
+	CGSTAT_TAG("bounds:" CGSTAT_TEXT(__VA_ARGS__)) CGSTAT_OPERATION("sum")
 /* Distinct keys, by HyperLogLog: aggregated by cgstat_hll_merge(). */
-#define CGSTAT_HLL CGSTAT_TAG("hll")
+#define CGSTAT_HLL CGSTAT_TAG("hll") CGSTAT_OPERATION("user")
 
 /* For aggregators: fold the field @from into @into, of the same type. */
 #define cgstat_hll_merge(into, from)					\
@@ -353,6 +385,6 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	})
 
 /* Something could not be counted at all: have it shown as lost. */
-#define cgstat_lost(map) cgstat_count_lost(CGSTAT_MAP_OF(map))
+#define cgstat_lost(map) cgstat_count_lost(&map##_ctl)
 
 #endif /* CGSTAT_BPF_H */

@@ -11,6 +11,7 @@
 enum cgstat_engine {
 	CGSTAT_STANDALONE = 0,
 	CGSTAT_RSTAT = 1,
+	CGSTAT_NATIVE = 2,
 };
 
 /* Filled in by the loader before load, constant for the verifier after. */
@@ -43,6 +44,12 @@ extern void css_rstat_updated(struct cgroup_subsys_state *css, int cpu) __ksym _
 extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym __weak;
 extern struct cgroup *bpf_cgroup_acquire(struct cgroup *cgrp) __ksym __weak;
 extern void bpf_cgroup_release(struct cgroup *cgrp) __ksym __weak;
+/* native: kernels with BPF_MAP_TYPE_CGROUP_STATS */
+extern __u64 *bpf_cgroup_stats_begin(struct bpf_map *map, struct cgroup *cgrp,
+				     const __u32 rdwr_buf_size) __ksym __weak;
+extern void bpf_cgroup_stats_end(struct cgroup *cgrp) __ksym __weak;
+extern int bpf_cgroup_stats_lookup(struct bpf_map *map, struct cgroup *cgrp,
+				   void *value, __u32 value__sz) __ksym __weak;
 
 /* v2 alone counts: the ids of v1 hierarchies collide with its ids. */
 static __always_inline bool cgstat_is_v2(struct cgroup *cgrp)
@@ -225,6 +232,18 @@ cgstat_list_rstat(struct cgstat_where *where, struct cgroup *cgrp)
 	cgstat_rstat_updated(cgrp);
 	cgstat_cmpxchg(where->link->state, flushes | CGSTAT_LISTING,
 		       flushes | CGSTAT_LISTED);
+}
+
+/*
+ * native: this cpu's array of the entry, which the kernel made with the cgroup;
+ * NULL outside of the initial cgroup. The kernel takes nothing away from what
+ * is added here: it remembers what it has folded.
+ */
+static __always_inline __u64 *
+cgstat_find_native(struct cgstat_map map, struct cgroup *cgrp, struct cgstat_where *where)
+{
+	where->ctl = map.ctl;
+	return bpf_cgroup_stats_begin(map.native, cgrp, 8 * map.elems);
 }
 
 #endif /* CGSTAT_ENTRIES_H */

@@ -577,8 +577,8 @@ cgstat_copy_total(struct cgstat_map map, __u64 id, __u64 *out)
 
 /*
  * The total of @cgrp, flushed, to @out. The caller holds the cgroup and can
- * sleep: the kernel's flush does. The other engine's waits for a flush by
- * somebody else, for so long.
+ * sleep: the kernel's flush does. standalone waits for a flush by somebody
+ * else, for so long.
  */
 #define CGSTAT_LOCK_TRIES (1 << 20)
 
@@ -590,6 +590,8 @@ cgstat_lookup_total(struct cgstat_map map, struct cgroup *cgrp, __u64 *out,
 	bool locked = false;
 	long ret;
 
+	if (cgstat_config.engine == CGSTAT_NATIVE)
+		return bpf_cgroup_stats_lookup(map.native, cgrp, out, 8 * map.elems);
 	if (cgstat_config.engine == CGSTAT_RSTAT) {
 		cgstat_flush_cgroup(cgrp);
 		return cgstat_copy_total(map, cgstat_id(cgrp), out);

@@ -69,7 +69,10 @@ struct cgstat_list {
 	__u64 aside[CGSTAT_ASIDE];
 };
 
-/* Per stats map: the flusher's state (standalone), and what went wrong. */
+/*
+ * Per stats map: the flusher's state (standalone), and what went wrong: native
+ * uses @lost alone.
+ */
 struct cgstat_ctl {
 	__u64 entries;		/* entries there are */
 	__u64 pairs;		/* per-cpu arrays there are */
@@ -104,6 +107,7 @@ struct cgstat_map {
 	void *pairs;
 	void *lists;
 	void *ctl;
+	void *native;
 	const void *zero;
 	__u32 elems;
 	__u32 flags;
@@ -114,8 +118,8 @@ struct cgstat_map {
 
 /* Where an update goes; lives on the stack from begin to end. */
 struct cgstat_where {
-	struct cgstat_link *link;
-	struct cgstat_ctl *ctl;
+	struct cgstat_link *link;	/* native: none */
+	void *ctl;		/* the BPF map; what is lost is seldom, and looks there */
 	__u64 id;
 	bool spill;
 };
@@ -158,6 +162,16 @@ static __always_inline struct cgstat_ctl *cgstat_get_ctl(struct cgstat_map map)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(map.ctl, &zero);
+}
+
+/* An update could not be counted. */
+static __always_inline void cgstat_count_lost(void *ctl_map)
+{
+	__u32 zero = 0;
+	struct cgstat_ctl *ctl = bpf_map_lookup_elem(ctl_map, &zero);
+
+	if (ctl)
+		__sync_fetch_and_add(&ctl->lost, 1);
 }
 
 /* ---- values -------------------------------------------------------------- */
@@ -225,7 +239,7 @@ cgstat_raise_element(__u64 *element, __u64 value, struct cgstat_where *where)
 		if (cgstat_cmpxchg(*element, old, value) == old)
 			return;
 	}
-	__sync_fetch_and_add(&where->ctl->lost, 1);
+	cgstat_count_lost(where->ctl);
 }
 
 /*
@@ -277,7 +291,7 @@ cgstat_hll_see(__u64 *registers, __u32 n, __u64 hash, struct cgstat_where *where
 		if (cgstat_cmpxchg(*element, old, new) == old)
 			return;
 	}
-	__sync_fetch_and_add(&where->ctl->lost, 1);
+	cgstat_count_lost(where->ctl);
 }
 
 /* ---- update ------------------------------------------------------------- */
@@ -298,7 +312,7 @@ cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 	struct cgstat_pair *pair;
 
 	where->link = NULL;
-	where->ctl = ctl;
+	where->ctl = map.ctl;
 	where->id = id;
 	where->spill = false;
 	if (!(map.flags & CGSTAT_NO_PERCPU)) {
@@ -324,14 +338,6 @@ cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 	where->spill = true;
 	where->link = &entry->link;
 	return cgstat_spill(entry);
-}
-
-static __always_inline void cgstat_count_lost(struct cgstat_map map)
-{
-	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
-
-	if (ctl)
-		__sync_fetch_and_add(&ctl->lost, 1);
 }
 
 /*

@@ -9,7 +9,6 @@ maps before it is loaded.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from . import btf, libbpf
 from .bcc_module import PROGRAM, Module
 from .bcc_source import ZERO, Declaration, Source
 from .bcc_types import write_entry
-from .btf_writer import BtfWriter, CType
-from .collectors import PARTS, Collector, CollectorError
-from .engines import Rstat, Standalone
+from .btf_writer import BtfWriter
+from .collectors import Collector, CollectorError
+from .engines import Standalone
 from .libbpf import lib
 from .loading import Request, Stage, into_kernel, populate
 from .objects import object_path
@@ -35,35 +34,6 @@ _GENERIC = "generic"
 _HASH, _NO_PREALLOC = 1, 1
 # sizeof struct cgstat_pair
 _PAIR = 16
-
-
-class _CreateOpts(ctypes.Structure):
-    """The head of ``struct bpf_map_create_opts`` of libbpf 1.1."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("btf_fd", ctypes.c_uint32),
-        ("btf_key_type_id", ctypes.c_uint32),
-        ("btf_value_type_id", ctypes.c_uint32),
-        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
-        ("inner_map_fd", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
-    ]
-
-
-def _create_entries(writer: BtfWriter, name: str, key: CType, entry: CType, room: int) -> int:
-    """The BPF map of a stats map's entries; the caller closes the descriptor."""
-    opts = _CreateOpts(
-        sz=ctypes.sizeof(_CreateOpts), btf_fd=writer.fd, btf_key_type_id=key.id,
-        btf_value_type_id=entry.id, map_flags=_NO_PREALLOC,
-    )  # fmt: skip
-    fd = lib.bpf_map_create(
-        _HASH, name.encode()[:15], key.size, ctypes.c_uint32(entry.size), ctypes.c_uint32(room),
-        ctypes.byref(opts),
-    )  # fmt: skip
-    if fd < 0:
-        raise OSError(-fd, os.strerror(-fd), f'map "{name}"')
-    return fd
 
 
 @dataclass(frozen=True)
@@ -91,8 +61,12 @@ def _typed(module: Module, declared: Declaration) -> _Typed | None:
                 f'value of stats map "{declared.file}" has more to it than bcc tells, as it is with '
                 "arrays of arrays and typedefs of arrays; use structs, and arrays of u64"
             )
-        name = f"{declared.prefix}_entries"
-        return _Typed(declared, about, _create_entries(writer, name, key, entry, made.max_entries))
+        entries = libbpf.create_map(
+            _HASH, f"{declared.prefix}_entries", key.size, entry.size, made.max_entries,
+            map_flags=_NO_PREALLOC, btf_fd=writer.fd, btf_key_type_id=key.id,
+            btf_value_type_id=entry.id,
+        )  # fmt: skip
+        return _Typed(declared, about, entries)
 
 
 # Loading
@@ -100,20 +74,21 @@ def _typed(module: Module, declared: Declaration) -> _Typed | None:
 
 def _run(obj: libbpf.Object, root_id: int, prefix: str, into: Collector) -> None:
     """Attach the life cycle of a stats map's entries, make those there are, and keep it all."""
-    for ending in ("release", "mkdir"):
+    for ending in into.engine.attached:
         program = obj.programs[f"{_GENERIC}_{ending}"]
         link = program.attach()
         into.links[f"{prefix}_{ending}"] = os.dup(link.fd)
         into.programs[f"{prefix}_{ending}"] = os.dup(program.fd)
         link.close()
-    into.programs[f"{prefix}_lookup"] = os.dup(obj.programs[f"{_GENERIC}_lookup"].fd)
-    for part in PARTS:
+    reader = into.engine.reader
+    into.programs[f"{prefix}_{reader}"] = os.dup(obj.programs[f"{_GENERIC}_{reader}"].fd)
+    for part in into.engine.parts:
         into.maps[f"{prefix}_{part}"] = os.dup(obj.maps[f"{_GENERIC}_{part}"].fd)
     into.maps[f"{prefix}_config"] = os.dup(obj.maps[f".rodata.{_GENERIC}"].fd)
     if "config" not in into.maps:
         into.maps["config"] = os.dup(obj.maps[".rodata.cgstat"].fd)
     populate(
-        obj.programs[f"{_GENERIC}_populate"].fd, into.maps[f"{prefix}_entries"], root_id, is_root=True
+        obj.programs[f"{_GENERIC}_{into.engine.populate}"].fd, into.maps[f"{prefix}_entries"], root_id, is_root=True
     )
 
 
@@ -127,7 +102,7 @@ def _load_generic(typed: _Typed, request: Request, into: Collector) -> None:
         standalone = replace(request, engine=into.engine, keep=None)
         into_kernel(obj, standalone, [Stage(_GENERIC, typed.about, 0)])
         _run(obj, request.root_id, declared.prefix, into)
-        for part in PARTS:
+        for part in into.engine.parts:
             os.dup2(into.maps[f"{declared.prefix}_{part}"], declared.numbers[part], inheritable=False)
         os.dup2(obj.maps[".rodata.zero"].fd, declared.numbers[ZERO], inheritable=False)
     finally:
@@ -178,8 +153,8 @@ def _closed_unless_done(collector: Collector) -> Iterator[Collector]:
 
 def _notes(request: Request) -> list[str]:
     notes = []
-    if request.engine.name == Rstat.name:
-        notes.append("engine standalone: what bcc compiles cannot call rstat")
+    if request.engine.calls:
+        notes.append(f"engine standalone: what bcc compiles cannot call {request.engine.calls}")
     if request.keep:
         notes.append("counting began anew: a bcc collector cannot go on with what another counted")
     return notes

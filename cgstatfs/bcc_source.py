@@ -12,7 +12,8 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from .collectors import PARTS, CollectorError, check_file_name
+from .collectors import CollectorError, check_file_name
+from .engines import Standalone
 
 __all__ = ("ZERO", "Declaration", "Source")
 
@@ -85,7 +86,7 @@ class Source:
             check_file_name(file)
             if file in found:
                 raise CollectorError(f'two stats maps are named "{file}"; rename one of them')
-            numbers = {name: _reserve(stack) for name in (*PARTS, ZERO)}
+            numbers = {name: _reserve(stack) for name in (*Standalone.parts, ZERO)}
             found[file] = Declaration(prefix, file, flags, numbers)
         if not found:
             raise CollectorError('declares no stats map; use CGSTAT_MAP(name, type, "file")')

@@ -13,7 +13,7 @@ import errno
 import os
 import re
 from collections import defaultdict
-from ctypes import POINTER, c_char_p, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_uint32, c_void_p
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,12 +21,12 @@ from .libbpf import Object, lib, printable
 from .valuetype import AGGREGATED, MAX, MIN, SUM, Element, ValueType, linear_bounds, log2_bounds
 
 __all__ = ("FLAGS", "MAX_ELEMENTS", "BtfError", "Description", "describe", "describe_object", "describe_value",
-           "kernel_functions")  # fmt: skip
+           "kernel_functions", "kernel_map_types")  # fmt: skip
 
 # CGSTAT_MAX_ELEMS of bpf/cgstat_update.h
 MAX_ELEMENTS = 128
 
-_KIND_INT, _KIND_ARRAY, _KIND_STRUCT, _KIND_TYPEDEF = 1, 3, 4, 8
+_KIND_INT, _KIND_ARRAY, _KIND_STRUCT, _KIND_ENUM, _KIND_TYPEDEF = 1, 3, 4, 6, 8
 _KIND_VOLATILE, _KIND_CONST, _KIND_FUNC, _KIND_DECL_TAG, _KIND_TYPE_TAG = 9, 10, 12, 17, 18
 _KIND_NAMES = {
     0: "void", 2: "pointer", 4: "struct", 5: "union", 6: "enum", 7: "struct", 13: "function",
@@ -65,6 +65,12 @@ class _Member(ctypes.Structure):
 
 class _Array(ctypes.Structure):
     _fields_ = [("type", c_uint32), ("index_type", c_uint32), ("nelems", c_uint32)]
+
+
+class _Enumerator(ctypes.Structure):
+    """``struct btf_enum``."""
+
+    _fields_ = [("name_off", c_uint32), ("value", c_int32)]
 
 
 lib.btf__type_by_id.restype = POINTER(_Type)
@@ -116,6 +122,11 @@ class _Btf:
         count = type_.info & 0xFFFF
         start = ctypes.addressof(type_) + ctypes.sizeof(_Type)
         return list((_Member * count).from_address(start))
+
+    def enumerators(self, type_: _Type) -> dict[str, int]:
+        start = ctypes.addressof(type_) + ctypes.sizeof(_Type)
+        found = (_Enumerator * (type_.info & 0xFFFF)).from_address(start)
+        return {self.name(each.name_off): each.value for each in found}
 
     def array(self, type_: _Type) -> _Array:
         return _Array.from_address(ctypes.addressof(type_) + ctypes.sizeof(_Type))
@@ -401,23 +412,35 @@ _FUNCTIONS = (
 
 
 @cache
-def kernel_functions() -> frozenset[str]:
-    """Which of the functions that make a difference the running kernel has.
-
-    :raises OSError: ``ENOENT``: the kernel has no BTF
-    """
-    handle = c_void_p(lib.btf__load_vmlinux_btf())
+def _kernel() -> tuple[frozenset[str], dict[str, int]]:
+    """Of what its BTF has, all that we ask for: functions, and map types."""
+    handle = lib.btf__load_vmlinux_btf()
     if not handle:
         raise OSError(
             errno.ENOENT,
             "the kernel has no BTF; it needs CONFIG_DEBUG_INFO_BTF",
             "/sys/kernel/btf/vmlinux",
         )
+    btf = _Btf(handle, "/sys/kernel/btf/vmlinux")
     try:
-        return frozenset(
-            name
-            for name in _FUNCTIONS
-            if lib.btf__find_by_name_kind(handle, name.encode(), _KIND_FUNC) > 0
-        )
+        functions = frozenset(name for name in _FUNCTIONS if btf.find(name, _KIND_FUNC))
+        map_types = btf.find("bpf_map_type", _KIND_ENUM)
+        return functions, btf.enumerators(btf.type(map_types)) if map_types else {}
     finally:
-        lib.btf__free(handle)
+        btf.close()
+
+
+def kernel_functions() -> frozenset[str]:
+    """Which of the functions that make a difference the running kernel has.
+
+    :raises OSError: ``ENOENT``: the kernel has no BTF
+    """
+    return _kernel()[0]
+
+
+def kernel_map_types() -> dict[str, int]:
+    """The running kernel's ``enum bpf_map_type``.
+
+    :raises OSError: ``ENOENT``: the kernel has no BTF
+    """
+    return _kernel()[1]

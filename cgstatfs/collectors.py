@@ -7,9 +7,10 @@ needs to go on counting.
 
 A collector's directory in bpffs, without the dots that bpffs reserves::
 
-    NAME/maps/PREFIX_{entries,pairs,lists,ctl,config}   of each stats map
-    NAME/maps/config                                    struct cgstat_config
-    NAME/programs/*, NAME/links/*                       by the names of the programs
+    NAME/maps/PREFIX_{entries,pairs,...}    of each stats map: its engine's parts
+    NAME/maps/PREFIX_config                 struct cgstat_map_config
+    NAME/maps/config                        struct cgstat_config
+    NAME/programs/*, NAME/links/*           by the names of the programs
 """
 
 from __future__ import annotations
@@ -23,17 +24,14 @@ from functools import cached_property
 from pathlib import Path
 
 from . import btf, libbpf
-from .engines import ENGINES, Engine
+from .engines import ENGINES, Engine, Usage
 from .engines.base import Lookup
 from .valuetype import ValueType
 
 __all__ = (
-    "CONFIG", "Collector", "CollectorError", "Counters", "MAP_CONFIG", "PARTS", "StatsMap",
+    "CONFIG", "Collector", "CollectorError", "MAP_CONFIG", "StatsMap",
     "check_collector_name", "check_file_name", "detach", "remove_pins",
 )  # fmt: skip
-
-# The BPF maps that a stats map consists of.
-PARTS = ("entries", "pairs", "lists", "ctl")
 
 # struct cgstat_config and struct cgstat_map_config without its operations
 CONFIG = struct.Struct("=4I")
@@ -41,23 +39,10 @@ MAP_CONFIG = struct.Struct("=Q3I")
 _CONFIG_PIN = "config"
 # A worker's delay is milliseconds.
 _DETACH_SECONDS = 10
-# The head of struct cgstat_ctl
-_COUNTERS = struct.Struct("=5Q")
 
 
 class CollectorError(Exception):
     """A collector cannot be used; the message names its file and the reason."""
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What a stats map counts of itself; see struct cgstat_ctl in bpf/cgstat_update.h."""
-
-    entries: int
-    pairs: int
-    spilled: int
-    displaced: int
-    lost: int
 
 
 @dataclass
@@ -99,8 +84,9 @@ class Collector:
     def prefixes(self) -> Iterator[str]:
         """Names of its stats maps in its source."""
         for name in self.maps:
-            if name.endswith("_entries") and f"{name.removesuffix('_entries')}_pairs" in self.maps:
-                yield name.removesuffix("_entries")
+            prefix = name.removesuffix("_ctl")
+            if prefix != name and f"{prefix}_{_CONFIG_PIN}" in self.maps:
+                yield prefix
 
     @cached_property
     def stats_maps(self) -> list[StatsMap]:
@@ -110,19 +96,24 @@ class Collector:
         """
         return [self._stats_map(prefix) for prefix in self.prefixes]
 
+    def parts(self, prefix: str) -> dict[str, int]:
+        """The BPF maps of one stats map, by the endings of their names."""
+        return {part: self.maps[f"{prefix}_{part}"] for part in self.engine.parts}
+
     def description(self, prefix: str) -> btf.Description:
-        """Of one stats map, by its entries' type.
+        """Of one stats map, by the type of its values.
 
         :raises CollectorError: there is none
         """
-        info = libbpf.map_info(self.maps[f"{prefix}_entries"])
+        name = f"{prefix}_{self.engine.parts[0]}"
+        info = libbpf.map_info(self.maps[name])
         try:
             found = btf.describe(info.btf_id, info.btf_value_type_id) if info.btf_id else None
         except ValueError as error:
             raise CollectorError(str(error)) from None
         if not found:
             raise CollectorError(
-                f'map "{prefix}_entries" has no BTF of a stats map; '
+                f'map "{name}" has no BTF of a stats map; '
                 "declare it with CGSTAT_MAP and compile with -g"
             )
         return found
@@ -137,17 +128,19 @@ class Collector:
 
     def _stats_map(self, prefix: str) -> StatsMap:
         about = self.description(prefix)
-        program = self.programs[f"{prefix}_{self.engine.programs[-1]}"]
-        lookup = self.engine.lookup(program, about.value_type)
+        lookup = self.engine.lookup(self.reader(prefix), about.value_type)
         return StatsMap(
             about.file, prefix, about.value_type, about.flags, self.initial(prefix), lookup
         )
 
-    def counters(self, prefix: str) -> Counters:
-        """What a stats map counts of itself."""
-        fd = self.maps[f"{prefix}_ctl"]
-        size = libbpf.map_info(fd).value_size
-        return Counters(*_COUNTERS.unpack_from(libbpf.map_lookup(fd, bytes(4), size) or bytes(size)))
+    def reader(self, prefix: str) -> int:
+        """Descriptor of what a stats map's lookups go through."""
+        name = f"{prefix}_{self.engine.reader}"
+        return (self.maps if self.engine.reader in self.engine.parts else self.programs)[name]
+
+    def usage(self, prefix: str) -> Usage:
+        """What a stats map takes, and what it says of its updates."""
+        return self.engine.usage(self.parts(prefix))
 
     def misses(self) -> dict[str, int]:
         """Runs that BPF skipped, by program."""
@@ -186,7 +179,7 @@ class Collector:
                 collector.maps[path.name] = libbpf.get_pinned(path)
             number, *_ = CONFIG.unpack_from(collector._config(_CONFIG_PIN))
             collector.engine = _engine_numbered(number)
-            lookups = {f"{prefix}_{collector.engine.programs[-1]}" for prefix in collector.prefixes}
+            lookups = {f"{prefix}_{collector.engine.reader}" for prefix in collector.prefixes}
             for path in sorted((directory / "programs").iterdir()):
                 if not to_serve or path.name in lookups:
                     collector.programs[path.name] = libbpf.get_pinned(path)

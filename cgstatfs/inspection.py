@@ -21,9 +21,6 @@ from .valuetype import ValueType
 
 __all__ = ("check", "describe_elements", "list_maps")
 
-# struct htab_elem and struct bucket in kernel/bpf/hashtab.c, 6.12
-_HASH_ELEMENT, _HASH_BUCKET = 48, 16
-
 
 # check
 
@@ -94,14 +91,6 @@ def check(paths: dict[str, Path]) -> bool:
 # list
 
 
-def _hash_bytes(fd: int, elements: int) -> int:
-    """Memory of a hash that allocates its elements as they come."""
-    info = libbpf.map_info(fd)
-    buckets = 1 << (info.max_entries - 1).bit_length()
-    size = _HASH_ELEMENT + -(-info.key_size // 8) * 8 + info.value_size
-    return buckets * _HASH_BUCKET + elements * size
-
-
 def describe_elements(value_type: ValueType) -> Iterator[str]:
     """A line for each element of a value, or array of such."""
     for field in value_type.fields:
@@ -114,19 +103,16 @@ def describe_elements(value_type: ValueType) -> Iterator[str]:
 
 
 def _list_map(collector: Collector, stats_map: StatsMap) -> None:
-    entries_fd, pairs_fd = (collector.maps[f"{stats_map.prefix}_{p}"] for p in ("entries", "pairs"))
-    info = libbpf.map_info(entries_fd)
-    counters = collector.counters(stats_map.prefix)
-    memory = _hash_bytes(entries_fd, counters.entries) + _hash_bytes(pairs_fd, counters.pairs)
+    usage = collector.usage(stats_map.prefix)
     flags = "".join(f", {btf.FLAGS[flag]}" for flag in sorted(stats_map.flags))
     initial = f", initial cgroup {stats_map.initial}" if stats_map.initial else ""
     print(f"  {stats_map.file}: engine {collector.engine.name}{flags}{initial}")
     for line in describe_elements(stats_map.value_type):
         print(f"    {line}")
-    print(f"    entries {counters.entries} of {info.max_entries}, per-cpu arrays {counters.pairs}, "
-          f"memory {memory // 1024} KiB")  # fmt: skip
-    print(f"    updates spilled {counters.spilled}, displaced {counters.displaced}, "
-          f"lost {counters.lost}")  # fmt: skip
+    room = "" if usage.room is None else f" of {usage.room}"
+    pairs = "" if usage.pairs is None else f", per-cpu arrays {usage.pairs}"
+    print(f"    entries {usage.entries}{room}{pairs}, memory {usage.memory // 1024} KiB")
+    print(f"    updates spilled {usage.spilled}, displaced {usage.displaced}, lost {usage.lost}")
 
 
 def _list_collector(directory: Path) -> None:

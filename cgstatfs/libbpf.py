@@ -33,11 +33,13 @@ __all__ = (
     "count_possible_cpus",
     "create_iter",
     "create_cgroup_iter_link",
+    "create_map",
     "get_pinned",
     "lib",
     "link_exists",
     "link_info",
     "map_info",
+    "map_memory",
     "pin",
     "possible_cpus",
     "printable",
@@ -336,8 +338,28 @@ class Map:
 
     @property
     def type(self) -> int:
-        """``enum bpf_map_type``."""
+        """``enum bpf_map_type``; to be set before load."""
         return lib.bpf_map__type(self._handle)
+
+    @type.setter
+    def type(self, number: int) -> None:
+        _check(lib.bpf_map__set_type(self._handle, number), self.name)
+
+    def set_flags(self, flags: int) -> None:
+        """Before load: ``map_flags``."""
+        _check(lib.bpf_map__set_map_flags(self._handle, c_uint32(flags)), self.name)
+
+    def set_extra(self, extra: int) -> None:
+        """Before load: ``map_extra``, whose meaning is the type's."""
+        _check(lib.bpf_map__set_map_extra(self._handle, c_uint64(extra)), self.name)
+
+    def set_autocreate(self, create: bool) -> None:
+        """Before load: whether the map is made with its object.
+
+        A program that uses one that is not is refused, unless the verifier finds that it never
+        comes to that.
+        """
+        _check(lib.bpf_map__set_autocreate(self._handle, ctypes.c_bool(create)), self.name)
 
     @property
     def is_pinned_by_libbpf(self) -> bool:
@@ -357,6 +379,45 @@ class Map:
     def freeze(self) -> None:
         """From now on user space cannot write to the map; programs can."""
         _check(lib.bpf_map_freeze(self.fd), self.name)
+
+
+class _CreateOpts(ctypes.Structure):
+    """The head of ``struct bpf_map_create_opts`` of libbpf 1.1."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+    ]
+
+
+def create_map(
+    type: int, name: str, key_size: int, value_size: int, max_entries: int, *, map_flags: int = 0,
+    btf_fd: int = 0, btf_key_type_id: int = 0, btf_value_type_id: int = 0,
+) -> int:  # fmt: skip
+    """A map that is no object's; the caller closes the descriptor.
+
+    :raises OSError: the kernel refuses
+    """
+    opts = _CreateOpts(
+        sz=ctypes.sizeof(_CreateOpts), btf_fd=btf_fd, btf_key_type_id=btf_key_type_id,
+        btf_value_type_id=btf_value_type_id, map_flags=map_flags,
+    )  # fmt: skip
+    fd = lib.bpf_map_create(
+        type, name.encode()[:15], c_uint32(key_size), c_uint32(value_size), c_uint32(max_entries),
+        byref(opts),
+    )  # fmt: skip
+    return _check(fd, f'map "{name}"')
+
+
+def map_memory(fd: int) -> int:
+    """Bytes that the kernel says a map takes."""
+    text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    return int(dict(line.split(":", 1) for line in text.splitlines())["memlock"])
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:

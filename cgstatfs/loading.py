@@ -22,9 +22,9 @@ from pathlib import Path
 
 from . import btf, libbpf, placement
 from .collectors import (
-    CONFIG, MAP_CONFIG, PARTS, Collector, CollectorError, check_collector_name, check_file_name, detach,
+    CONFIG, MAP_CONFIG, Collector, CollectorError, check_collector_name, check_file_name, detach,
 )  # fmt: skip
-from .engines import ENGINES, Engine
+from .engines import ENGINES, Engine, Rstat, Setting
 from .files import read_collector
 from .objects import object_path
 from .refusals import attach_refused, refusals
@@ -33,10 +33,7 @@ from .valuetype import AGGREGATED, MAX, MIN, SUM
 __all__ = ("Request", "Stage", "describe", "into_kernel", "load", "load_object", "open_object",
            "populate", "refusals")  # fmt: skip
 
-_LIFE_CYCLE = ("release", "mkdir")
-_POPULATE = "populate"
 _CONFIG = ".rodata.cgstat"
-_MAX_PAIRS = 1 << 18
 _MAX_DEPTH = 256
 # The table alone of a hash for so many takes 16 MiB.
 _MAX_CGROUPS = 1 << 20
@@ -47,6 +44,8 @@ _GLOBALS = re.compile(r"\w*\.(rodata|data|bss|kconfig)[\w.]*", re.ASCII)
 
 # include/uapi/linux/bpf.h: enum bpf_map_type
 _HASH, _ARRAY = 1, 2
+# What is declared, CGSTAT_NATIVE_TYPE; a kernel that has the type may have another number for it.
+_NATIVE = 34
 # enum cgstat_operation of bpf/cgstat_entries.h
 _OPERATION_NUMBERS = {SUM: 0, MAX: 1, MIN: 1, AGGREGATED: 2}
 _FLAG_NUMBERS = {"CGSTAT_NO_PERCPU": 1, "CGSTAT_NO_HIERARCHY": 2}
@@ -129,8 +128,14 @@ def _prefixes(obj: libbpf.Object) -> Iterator[str]:
 
 def _made_programs(prefix: str) -> set[str]:
     """Names of the programs that the declaration of a stats map makes."""
-    endings = {*_LIFE_CYCLE, _POPULATE}.union(*(kind.programs for kind in ENGINES))
+    endings = set().union(*(kind.programs for kind in ENGINES))
     return {f"{prefix}_{ending}" for ending in endings}
+
+
+def _made_maps(prefix: str) -> set[str]:
+    """Names of the BPF maps that it makes, besides that of its configuration."""
+    parts = set().union(*(kind.parts for kind in ENGINES))
+    return {f"{prefix}_{part}" for part in parts}
 
 
 def _own_programs(obj: libbpf.Object, stages: list[Stage]) -> dict[str, libbpf.Program]:
@@ -161,6 +166,7 @@ def _check_parts(obj: libbpf.Object, stage: Stage) -> None:
         "pairs": (_HASH, 16, _PAIR + 8 * elements),
         "lists": (_ARRAY, 4, _LIST),
         "ctl": (_ARRAY, 4, _CTL),
+        "native": (_NATIVE, 8, 8 * elements),
     }
     for part, sizes in expected.items():
         found = obj.maps.get(f"{stage.prefix}_{part}")
@@ -235,15 +241,16 @@ def describe(path: Path, data: bytes) -> tuple[list[btf.Description], list[str]]
 
     :param path: what to call it
     :param data: its contents
-    :returns: its stats maps, and what its user should know of the best engine there is
+    :returns: its stats maps, and what its user should know of the engine that most kernels have
     :raises CollectorError: it could not be loaded on any kernel
     """
     with refusals(path):
         obj = open_object(path, data)
         try:
-            engine = ENGINES[0]()
+            # The best engine of kernels as they are.
+            engine = Rstat()
             stages = _describe(obj, Request(path, engine, 0))
-            _, notes = placement.check(_own_programs(obj, stages).values(), engine)
+            _, notes = _place(obj, engine, stages)
             return [stage.about for stage in stages], notes
         finally:
             obj.close()
@@ -254,26 +261,24 @@ def describe(path: Path, data: bytes) -> tuple[list[btf.Description], list[str]]
 
 def _configure(obj: libbpf.Object, engine: Engine, stages: list[Stage]) -> None:
     """Set what the header leaves to the loader; see bpf/cgstat_entries.h."""
-    cpus = libbpf.possible_cpus()
     functions = btf.kernel_functions()
     obj.maps[_CONFIG].set_initial_value(
         CONFIG.pack(
-            engine.number, cpus, "css_rstat_updated" in functions, "bpf_cgroup_acquire" in functions
+            engine.number, libbpf.possible_cpus(), "css_rstat_updated" in functions,
+            "bpf_cgroup_acquire" in functions,
         )
-    )
+    )  # fmt: skip
     for stage in stages:
         prefix = stage.prefix
         if stage.initial:
             stage.level = _level(stage.initial)
         obj.maps[f".rodata.{prefix}"].set_initial_value(stage.config())
-        obj.maps[f"{prefix}_lists"].max_entries = cpus
-        # What finds no room here is spilled, at some cost and without loss.
-        entries = obj.maps[f"{prefix}_entries"].max_entries
-        percpu = "CGSTAT_NO_PERCPU" not in stage.about.flags
-        obj.maps[f"{prefix}_pairs"].max_entries = min(entries * cpus, _MAX_PAIRS) if percpu else 1
-        for kind in ENGINES:
-            for ending in set(kind.programs) - set(engine.programs):
-                obj.programs[f"{prefix}_{ending}"].set_autoload(False)
+        parts = {part: obj.maps[f"{prefix}_{part}"] for part in engine.parts}
+        engine.configure(parts, Setting(stage.about.flags, stage.initial))
+        for name in _made_maps(prefix) - {f"{prefix}_{part}" for part in engine.parts}:
+            obj.maps[name].set_autocreate(False)
+        for name in _made_programs(prefix) - {f"{prefix}_{ending}" for ending in engine.programs}:
+            obj.programs[name].set_autoload(False)
 
 
 def _level(cgroup_id: int) -> int:
@@ -302,7 +307,7 @@ def _reuse(
             notes.append(f"counting began anew: {what} changed")
             return False
         for stage in stages:
-            for part in PARTS:
+            for part in engine.parts:
                 name = f"{stage.prefix}_{part}"
                 obj.maps[name].reuse(old.maps[name])
         return True
@@ -345,16 +350,17 @@ def populate(program: int, entries: int, top: int, *, is_root: bool) -> None:
 def _attach_made(
     obj: libbpf.Object, engine: Engine, stages: list[Stage], root_id: int, links: list[tuple[str, libbpf.Link]]
 ) -> None:
-    """The life cycle, the engine, and the entries."""
+    """The engine's programs, the life cycle of entries first, and the entries."""
     for stage in stages:
         prefix = stage.prefix
-        for ending in (*_LIFE_CYCLE, *engine.attached):
+        for ending in engine.attached:
             name = f"{prefix}_{ending}"
             links.append((name, obj.programs[name].attach()))
-        populate(
-            obj.programs[f"{prefix}_{_POPULATE}"].fd, obj.maps[f"{prefix}_entries"].fd,
-            stage.initial or root_id, is_root=not stage.initial,
-        )  # fmt: skip
+        if engine.populate:
+            populate(
+                obj.programs[f"{prefix}_{engine.populate}"].fd, obj.maps[f"{prefix}_{engine.parts[0]}"].fd,
+                stage.initial or root_id, is_root=not stage.initial,
+            )  # fmt: skip
 
 
 def _collected(
@@ -364,12 +370,13 @@ def _collected(
     collector = Collector(name, engine)
     collector.maps["config"] = os.dup(obj.maps[_CONFIG].fd)
     for stage in stages:
-        for part in PARTS:
+        for part in engine.parts:
             full = f"{stage.prefix}_{part}"
             collector.maps[full] = os.dup(obj.maps[full].fd)
         collector.maps[f"{stage.prefix}_config"] = os.dup(obj.maps[f".rodata.{stage.prefix}"].fd)
-        lookup = f"{stage.prefix}_{engine.programs[-1]}"
-        collector.programs[lookup] = os.dup(obj.programs[lookup].fd)
+        if engine.reader in engine.programs:
+            lookup = f"{stage.prefix}_{engine.reader}"
+            collector.programs[lookup] = os.dup(obj.programs[lookup].fd)
     for full, link in links:
         collector.links[full] = os.dup(link.fd)
         collector.programs[full] = os.dup(obj.programs[full].fd)
@@ -383,7 +390,15 @@ def _stop_others(keep: Path) -> None:
 
 
 def _pinned_prefixes(directory: Path) -> list[str]:
-    return [p.name.removesuffix("_entries") for p in (directory / "maps").glob("*_entries")]
+    return [p.name.removesuffix("_ctl") for p in (directory / "maps").glob("*_ctl")]
+
+
+def _place(
+    obj: libbpf.Object, engine: Engine, stages: list[Stage]
+) -> tuple[Engine, list[str]]:
+    """The engine for an object, and notes; see :func:`placement.check`."""
+    aggregated = [s.about.file for s in stages if AGGREGATED in s.about.value_type.operations]
+    return placement.check(_own_programs(obj, stages).values(), aggregated, engine)
 
 
 def into_kernel(
@@ -394,13 +409,13 @@ def into_kernel(
     :returns: the engine, notes, and whether the maps are those of :attr:`Request.keep`
     :raises OSError: the kernel refuses
     """
-    engine, notes = placement.check(_own_programs(obj, stages).values(), request.engine)
+    engine, notes = _place(obj, request.engine, stages)
     _configure(obj, engine, stages)
     kept = request.keep is not None and _reuse(obj, request.keep, engine, stages, notes)
     obj.load()
     # Those that are used on are frozen already, and refuse it.
     for stage in () if kept else stages:
-        for part in PARTS:
+        for part in engine.parts:
             obj.maps[f"{stage.prefix}_{part}"].freeze()
     return engine, notes, kept
 
@@ -418,7 +433,7 @@ def _check_served(collector: Collector, stages: list[Stage]) -> None:
     """Whether the kernel has of each stats map what the object said: pins are read by that."""
     for stage in stages:
         if collector.description(stage.prefix) != stage.about:
-            raise _other_version(f'the type of map "{stage.prefix}_entries"')
+            raise _other_version(f'the type of stats map "{stage.about.file}"')
 
 
 def _rehearse(request: Request) -> None:

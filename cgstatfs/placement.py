@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where a collector's own programs run, and what follows from it.
 
-Three things depend on it: whether a program can be attached at all, whether it may tell the
-kernel's rstat of updates, and whether BPF will skip some of its runs.
+Three things depend on it: whether a program can be attached at all, which engines it can update
+with, and whether BPF will skip some of its runs.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable
 
 from .collectors import CollectorError
-from .engines import Engine, Rstat, Standalone
+from .engines import ENGINES, Engine, EngineUnavailable
 from .libbpf import Program
 
 __all__ = ("attaches", "check")
 
-# By what a section's name begins with: kinds whose programs may call rstat's kfuncs.
+# By what a section's name begins with: kinds of programs that know the kernel's types ...
 _TRACING = {"tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret", "fmod_ret.s",
             "iter", "iter.s", "syscall"}  # fmt: skip
 # ... that BPF also skips while user space is in a bpf() call on a map: what they take is
@@ -61,41 +61,76 @@ def attaches(program: Program) -> bool:
     return _section(program)[0] not in _RUN
 
 
-def check(programs: Iterable[Program], engine: Engine) -> tuple[Engine, list[str]]:
+def _check_kind(program: Program) -> None:
+    """:raises CollectorError: it cannot be attached"""
+    kind, target = _section(program)
+    if kind not in _ATTACHED:
+        raise CollectorError(
+            f'program "{program.name}" ({program.section}) is of a kind that cannot be attached '
+            "here; use tp_btf, raw_tp, fentry or fexit"
+        )
+    if kind in _TARGETED and not target:
+        raise CollectorError(
+            f'program "{program.name}" ({program.section}) does not say what it is for; '
+            f"use {kind}/NAME, of a tracepoint or function"
+        )
+    if not program.is_autoloaded:
+        raise CollectorError(
+            f'program "{program.name}" ({program.section}) is optional, and nobody here would '
+            "choose it; remove the question mark"
+        )
+
+
+def _refused_by(
+    engine: type[Engine] | Engine, programs: list[Program], aggregated: list[str]
+) -> str | None:
+    """Why an engine cannot be used for a collector, if one of its programs updates."""
+    if aggregated and not engine.aggregates:
+        return f'stats map "{aggregated[0]}" has an aggregator, which {engine.name} cannot fold with'
+    for program in programs:
+        kind, target = _section(program)
+        what = f'program "{program.name}" ({program.section})'
+        if engine.callers is not None and kind not in engine.callers:
+            return f"{what} cannot call {engine.calls}"
+        if not engine.inside_rstat and _INSIDE_RSTAT.fullmatch(target):
+            return f"{what} runs inside of locks that rstat takes"
+    return None
+
+
+def _works(engine: type[Engine]) -> bool:
+    try:
+        engine().probe()
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def check(
+    programs: Iterable[Program], aggregated: list[str], engine: Engine
+) -> tuple[Engine, list[str]]:
     """The engine for a collector, and notes on what its user should know.
 
     :param programs: the collector's own
-    :param engine: that is to be used if it can
+    :param aggregated: files of its stats maps that have an aggregator
+    :param engine: that is to be used if it can; else the best of those after it
     :raises CollectorError: a program cannot be attached
     """
-    notes, reasons = [], []
+    programs, notes = list(programs), []
     for program in programs:
-        kind, target = _section(program)
-        if kind not in _ATTACHED:
-            raise CollectorError(
-                f'program "{program.name}" ({program.section}) is of a kind that cannot be attached '
-                "here; use tp_btf, raw_tp, fentry or fexit"
-            )
-        if kind in _TARGETED and not target:
-            raise CollectorError(
-                f'program "{program.name}" ({program.section}) does not say what it is for; '
-                f"use {kind}/NAME, of a tracepoint or function"
-            )
-        if not program.is_autoloaded:
-            raise CollectorError(
-                f'program "{program.name}" ({program.section}) is optional, and nobody here would '
-                "choose it; remove the question mark"
-            )
-        if kind in _SKIPPED:
+        _check_kind(program)
+        if _section(program)[0] in _SKIPPED:
             notes.append(
                 f'program "{program.name}" ({program.section}) may miss events: BPF skips such '
                 "programs while user space uses maps; use tp_btf or fentry"
             )
-        if kind not in _TRACING:
-            reasons.append(f'"{program.name}" ({program.section}) cannot call rstat')
-        elif _INSIDE_RSTAT.fullmatch(target):
-            reasons.append(f'"{program.name}" ({program.section}) runs inside of locks that rstat takes')
-    if engine.name == Rstat.name and reasons:
-        notes.append(f"engine standalone: program {reasons[0]}")
-        return Standalone(), notes
-    return engine, notes
+    reason = _refused_by(engine, programs, aggregated)
+    if not reason:
+        return engine, notes
+    others = ENGINES[[kind.name for kind in ENGINES].index(engine.name) + 1 :]
+    # The last one takes all programs, and works wherever one before it does.
+    instead = next(
+        (kind for kind in others[:-1] if not _refused_by(kind, programs, aggregated) and _works(kind)),
+        others[-1],
+    )  # fmt: skip
+    notes.append(f"engine {instead.name}: {reason}")
+    return instead(), notes

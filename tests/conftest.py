@@ -7,7 +7,8 @@ t1_pure         plain Python, no kernel
 t2_bpf          engines and collectors on the running kernel, no mount
 t3_filesystem   a real mount, driven by system calls and by tools
 t4_program      the command line and the daemon's life
-t5_guests       t2 and t3 again, in guests that boot other kernels
+t5_guests       t2 and t3 again, in guests that boot other kernels; and there:
+kernel          the kernel series, in a guest that boots it
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import NoReturn
 import pytest
 
 from cgstatfs import libbpf
-from cgstatfs.collectors import Collector, Counters
-from cgstatfs.engines import ENGINES, Engine, EngineUnavailable
+from cgstatfs.collectors import Collector
+from cgstatfs.engines import ENGINES, Engine, EngineUnavailable, Usage
 from cgstatfs.hierarchy import find_cgroup2
 from cgstatfs.loading import Request, load
 from cgstatfs.objects import object_path
@@ -54,7 +55,7 @@ def skip(reason: str) -> NoReturn:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", help="run the tests of this engine alone")
-    parser.addoption("--kernel", help="boot this guest kernel alone: 6.1, 6.12 or newest")
+    parser.addoption("--kernel", help="boot this guest kernel alone: 6.1, 6.12, newest or native")
 
 
 def _usable_engines(wanted: str | None) -> Iterator[str]:
@@ -215,6 +216,11 @@ def cgroup_id(directory: Path) -> int:
     return directory.stat().st_ino
 
 
+def live_cgroups(directory: Path) -> set[int]:
+    """Ids of the cgroups at and below a directory."""
+    return {cgroup_id(Path(path)) for path, _, _ in os.walk(directory)}
+
+
 def dying(directory: Path) -> int:
     """Cgroups below that are removed and not yet released."""
     text = (directory / "cgroup.stat").read_text()
@@ -250,14 +256,31 @@ class Loaded:
         collector, stats_map = self._map_of[file]
         return collector.maps[f"{stats_map.prefix}_{ending}"]
 
+    def is_native(self, file: str) -> bool:
+        """Whether the kernel keeps the entries of a stats map, which can have another engine."""
+        return self._map_of[file][0].engine.name == "native"
+
     def ids(self, file: str, ending: str) -> set[int]:
-        """The cgroups that have an element in one of the BPF maps."""
+        """The cgroups that have an element in one of the BPF maps: ``entries`` or ``pairs``.
+
+        native's per-cpu arrays are no elements of a map, but parts of entries.
+        """
+        if self.is_native(file):
+            if ending == "pairs":
+                return set()
+            ending = "native"
         fd = self.fd(file, ending)
         size = libbpf.map_info(fd).key_size
         return {int.from_bytes(k[:8], sys.byteorder) for k in libbpf.map_keys(fd, size)}
 
     def entries_below(self, file: str, cgroup: Path) -> set[int]:
-        """The cgroups at and below one that have an entry, as the entries say themselves."""
+        """The cgroups at and below one that have an entry, as the entries say themselves.
+
+        native's do not say whose they are. Those that are of no live cgroup are taken for ours.
+        """
+        if self.is_native(file):
+            ids = self.ids(file, "entries")
+            return ids - (live_cgroups(find_cgroup2()) - live_cgroups(cgroup))
         fd = self.fd(file, "entries")
         size = libbpf.map_info(fd).value_size
         parents = {}
@@ -273,10 +296,15 @@ class Loaded:
                 below.add(id)
         return below & parents.keys()
 
-    def counters(self, file: str) -> Counters:
-        """What a stats map counts of itself."""
+    def usage(self, file: str) -> Usage:
+        """What a stats map takes, and what it says of its updates."""
         collector, stats_map = self._map_of[file]
-        return collector.counters(stats_map.prefix)
+        return collector.usage(stats_map.prefix)
+
+    def reader(self, file: str) -> int:
+        """The descriptor that lookups of a stats map take."""
+        collector, stats_map = self._map_of[file]
+        return collector.reader(stats_map.prefix)
 
     def misses(self, file: str) -> dict[str, int]:
         collector, _ = self._map_of[file]
@@ -342,11 +370,18 @@ class Mounted:
     def held(self, collector: str, prefix: str, cgroup: Path) -> bytes:
         """The text of the total that the map holds, without a flush, past the mount.
 
-        For cgroups in which nothing happens any more and that were read once.
+        For cgroups in which nothing happens any more and that were read once. native's total
+        cannot be had without a flush.
         """
         held = Collector.from_pins(self.runtime.pins / collector)
         try:
             value_type = held.description(prefix).value_type
+            if held.engine.name == "native":
+                value = libbpf.map_lookup(
+                    held.maps[f"{prefix}_native"], cgroup_id(cgroup).to_bytes(8, sys.byteorder),
+                    value_type.size,
+                )  # fmt: skip
+                return value_type.format(value_type.unpack(value))
             fd = held.maps[f"{prefix}_entries"]
             size = libbpf.map_info(fd).value_size
             entry = libbpf.map_lookup(fd, cgroup_id(cgroup).to_bytes(8, sys.byteorder), size)

@@ -2,11 +2,12 @@
 /*
  * Every update is in the next lookup, though another cpu flushes all the time.
  *
- *	litmus ENGINE PROGRAM CGROUP OTHER ELEMENTS MAP ROUNDS CPU OTHER_CPU
+ *	litmus ENGINE READER CGROUP OTHER ELEMENTS MAP ROUNDS CPU OTHER_CPU
  *
- * ENGINE is rstat or standalone, PROGRAM a descriptor of the program that looks
- * up, CGROUP and OTHER ids: of the cgroup that we are in, which is looked up
- * after each update, and of the one that the other cpu looks up, above.
+ * ENGINE is one's name, READER a descriptor of what its lookups go through: a
+ * program, native's of the map itself. CGROUP and OTHER are ids: of the cgroup
+ * that we are in, which is looked up after each update, and of the one that the
+ * other cpu looks up, above.
  * MAP is one of tests/bpf/properties.bpf.c, of so many ELEMENTS, whose first
  * are a sum, a maximum and a minimum. Both cpus may be the same.
  *
@@ -19,7 +20,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,8 +37,8 @@ struct lookup {
 	uint64_t total[MAX_ELEMENTS];
 };
 
-static bool rstat;
-static int program;
+static void (*look_up)(uint64_t id, uint64_t *total);
+static int reader;
 static unsigned int elements;
 static uint64_t other;
 static int other_cpu;
@@ -58,7 +58,7 @@ static void look_up_standalone(uint64_t id, uint64_t *total)
 		    .ctx_size_in = offsetof(struct lookup, total) + 8 * elements);
 
 	do {
-		errno = -bpf_prog_test_run_opts(program, &opts);
+		errno = -bpf_prog_test_run_opts(reader, &opts);
 		if (errno)
 			die("lookup");
 	} while (lookup.ret == -EBUSY);
@@ -75,7 +75,7 @@ static void look_up_rstat(uint64_t id, uint64_t *total)
 	};
 	LIBBPF_OPTS(bpf_link_create_opts, opts, .iter_info = &info,
 		    .iter_info_len = sizeof(info));
-	int link = bpf_link_create(program, 0, BPF_TRACE_ITER, &opts);
+	int link = bpf_link_create(reader, 0, BPF_TRACE_ITER, &opts);
 	int walk = link < 0 ? link : bpf_iter_create(link);
 
 	if (walk < 0 || read(walk, total, 8 * elements) != 8 * elements)
@@ -84,12 +84,11 @@ static void look_up_rstat(uint64_t id, uint64_t *total)
 	close(link);
 }
 
-static void look_up(uint64_t id, uint64_t *total)
+static void look_up_native(uint64_t id, uint64_t *total)
 {
-	if (rstat)
-		look_up_rstat(id, total);
-	else
-		look_up_standalone(id, total);
+	errno = -bpf_map_lookup_elem(reader, &id, total);
+	if (errno)
+		die("lookup");
 }
 
 static void run_on(int cpu)
@@ -130,8 +129,9 @@ int main(int argc, char **argv)
 
 	if (argc != 10)
 		return 2;
-	rstat = !strcmp(argv[1], "rstat");
-	program = atoi(argv[2]);
+	look_up = !strcmp(argv[1], "native") ? look_up_native :
+		  !strcmp(argv[1], "rstat") ? look_up_rstat : look_up_standalone;
+	reader = atoi(argv[2]);
 	id = strtoul(argv[3], NULL, 10);
 	other = strtoul(argv[4], NULL, 10);
 	elements = atoi(argv[5]);

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from ..libbpf import Map
 from ..valuetype import ValueType
 
-__all__ = ("Engine", "EngineUnavailable", "Lookup")
+__all__ = ("Engine", "EngineUnavailable", "Lookup", "Setting", "Usage")
 
 # From a cgroup id to the value of its entry, flushed. Raises OSError: ENOENT if there is
 # no entry (the cgroup is gone), EBUSY if a flush by somebody else does not end.
@@ -19,20 +21,72 @@ class EngineUnavailable(Exception):
     """An engine cannot be used on this kernel; the message says why."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a stats map is loaded with, besides its type.
+
+    :param flags: of ``enum cgstat_flags``, by name
+    :param initial: id of the initial cgroup; 0: the root of the hierarchy
+    """
+
+    flags: frozenset[str]
+    initial: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a stats map takes, and what it says of its updates.
+
+    :param entries: entries there are
+    :param room: how many there can be; None: as many as cgroups
+    :param pairs: per-cpu arrays that were made as they were needed; None: they come with entries
+    :param memory: bytes
+    :param spilled: updates that found no per-cpu array
+    :param displaced: updates counted to an ancestor, for want of an entry
+    :param lost: updates that could not be counted
+    """
+
+    entries: int
+    room: int | None
+    pairs: int | None
+    memory: int
+    spilled: int
+    displaced: int
+    lost: int
+
+
 class Engine(ABC):
     """How updates are tracked and folded, and how a total is read.
 
+    What a stats map consists of is named for it: its name in the collector's source, and an
+    ending.
+
     :cvar name: as on the command line
-    :cvar number: ``enum cgstat_engine`` of bpf/cgstat.bpf.h
-    :cvar programs: endings of the names of the programs that a stats map needs for this
-        engine, besides those of its entries' life cycle
-    :cvar attached: the ones among them that are attached by their section's name
+    :cvar number: ``enum cgstat_engine`` of bpf/cgstat_entries.h
+    :cvar parts: endings of its BPF maps; the values of the first have the type that describes it
+    :cvar programs: endings of its programs
+    :cvar attached: those among them that are attached by their section's name, in this order
+    :cvar populate: the one among them that makes the entries of the cgroups that exist; None:
+        they come with the map
+    :cvar reader: of which of all these a lookup takes the descriptor
+    :cvar callers: the kinds of programs that can update, by what their sections begin with;
+        None: all
+    :cvar calls: what it is that the others cannot call
+    :cvar aggregates: whether it folds with aggregators of collectors
+    :cvar inside_rstat: whether programs can update that run where the kernel holds rstat's locks
     """
 
     name: str
     number: int
+    parts: tuple[str, ...]
     programs: tuple[str, ...]
     attached: tuple[str, ...]
+    populate: str | None
+    reader: str
+    callers: frozenset[str] | None = None
+    calls: str = ""
+    aggregates: bool = True
+    inside_rstat: bool = True
 
     @abstractmethod
     def probe(self) -> None:
@@ -42,9 +96,23 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def lookup(self, program: int, value_type: ValueType) -> Lookup:
+    def configure(self, parts: Mapping[str, Map], setting: Setting) -> None:
+        """Set up the BPF maps of one stats map, before load.
+
+        :param parts: by the endings of :attr:`parts`
+        """
+
+    @abstractmethod
+    def lookup(self, reader: int, value_type: ValueType) -> Lookup:
         """The flushing lookup of one stats map.
 
-        :param program: descriptor of the one named for ``programs[-1]``, loaded; it has to stay
+        :param reader: descriptor of the one named for :attr:`reader`, loaded; it has to stay
             open
+        """
+
+    @abstractmethod
+    def usage(self, parts: Mapping[str, int]) -> Usage:
+        """What one stats map takes.
+
+        :param parts: descriptors, by the endings of :attr:`parts`
         """

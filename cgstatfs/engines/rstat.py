@@ -16,16 +16,25 @@ from .. import libbpf
 from ..btf import kernel_functions
 from ..objects import object_path
 from ..valuetype import ValueType
-from .base import Engine, EngineUnavailable, Lookup
+from .base import EngineUnavailable, Lookup
+from .hashed import HashedEngine
 
 __all__ = ("Rstat",)
 
 
-class Rstat(Engine):
+class Rstat(HashedEngine):
     name = "rstat"
     number = 1
-    programs = ("flush", "read")
-    attached = ("flush",)
+    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "flush", "read")
+    attached = (*HashedEngine.life_cycle, "flush")
+    reader = "read"
+    # Those that may call rstat's kfuncs.
+    callers = frozenset({"tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret",
+                         "fmod_ret.s", "iter", "iter.s", "syscall"})  # fmt: skip
+    calls = "rstat"
+    # cgroup_rstat_updated() takes one of them. That is all of 6.1 to 6.15; later kernels are
+    # lockless there, but not when they flush.
+    inside_rstat = False
 
     def probe(self) -> None:
         try:
@@ -50,8 +59,8 @@ class Rstat(Engine):
         finally:
             probe.close()
 
-    def lookup(self, program: int, value_type: ValueType) -> Lookup:
-        fd, size, unpack = program, value_type.size, value_type.unpack
+    def lookup(self, reader: int, value_type: ValueType) -> Lookup:
+        fd, size, unpack = reader, value_type.size, value_type.unpack
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
             # A link that stays would keep its cgroup from being released.

@@ -15,18 +15,20 @@ import time
 from ..btf import kernel_functions
 from ..libbpf import test_run
 from ..valuetype import ValueType
-from .base import Engine, EngineUnavailable, Lookup
+from .base import EngineUnavailable, Lookup
+from .hashed import HashedEngine
 
 __all__ = ("Standalone",)
 
 _BUSY_TRIES = 1000
 
 
-class Standalone(Engine):
+class Standalone(HashedEngine):
     name = "standalone"
     number = 0
-    programs = ("lookup",)
-    attached = ()
+    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "lookup")
+    attached = HashedEngine.life_cycle
+    reader = "lookup"
 
     def probe(self) -> None:
         try:
@@ -36,7 +38,7 @@ class Standalone(Engine):
         except OSError as error:
             raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
 
-    def lookup(self, program: int, value_type: ValueType) -> Lookup:
+    def lookup(self, reader: int, value_type: ValueType) -> Lookup:
         class Context(ctypes.Structure):
             """``struct NAME_lookup_ctx``."""
 
@@ -47,7 +49,7 @@ class Standalone(Engine):
             ]
 
         context = Context()
-        run = test_run(program, context)
+        run = test_run(reader, context)
         total = memoryview(context).cast("B")[Context.total.offset :]
         unpack = value_type.unpack
 

@@ -14,7 +14,7 @@ enum {
 	ADD = 1,	/* an update */
 	INTERRUPT = 2,	/* an update that is interrupted when it is about to list */
 	RESUME = 3,	/* ... and goes on */
-	SPILL = 4,	/* an update that finds no per-cpu array */
+	SPILL = 4,	/* an update that finds no per-cpu array; native: in one call */
 	OBSERVE = 5,	/* into the histogram */
 };
 
@@ -30,9 +30,10 @@ struct calls {
 };
 CGSTAT_MAP(calls, struct calls, "test.calls");
 
-#define MAP CGSTAT_MAP_OF(calls)
-
-/* Set the mark that whoever lists an array sets first, and go no further. */
+/*
+ * Set the mark that whoever lists an array sets first, and go no further.
+ * native: the kernel is not told, and the next update's end is.
+ */
 static __always_inline void interrupt(struct cgroup *cgrp, __u64 n)
 {
 	struct cgstat_where where = {};
@@ -42,6 +43,8 @@ static __always_inline void interrupt(struct cgroup *cgrp, __u64 n)
 	if (!v)
 		return;
 	cgstat_inc(v->count, n);
+	if (cgstat_config.engine == CGSTAT_NATIVE)
+		return;
 	flushes = cgstat_read(where.link->state) & ~CGSTAT_STATE_MASK;
 	cgstat_cmpxchg(where.link->state, flushes | CGSTAT_UNLISTED,
 		       flushes | CGSTAT_LISTING);
@@ -51,10 +54,15 @@ static __always_inline void interrupt(struct cgroup *cgrp, __u64 n)
 static __always_inline void resume(struct cgroup *cgrp)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
-	struct cgstat_list *list = bpf_map_lookup_elem(&calls_lists, &cpu);
 	struct cgstat_where where = {};
+	struct cgstat_list *list;
 	__u64 flushes;
 
+	if (cgstat_config.engine == CGSTAT_NATIVE) {
+		bpf_cgroup_stats_end(cgrp);
+		return;
+	}
+	list = bpf_map_lookup_elem(&calls_lists, &cpu);
 	if (!list || !calls_begin(cgrp, &where))
 		return;
 	flushes = cgstat_read(where.link->state) & ~CGSTAT_STATE_MASK;
@@ -66,11 +74,20 @@ static __always_inline void resume(struct cgroup *cgrp)
 		       flushes | CGSTAT_LISTED);
 }
 
+/* native has nothing to spill to, but a call that does all of an update. */
+extern int bpf_cgroup_stats_update(struct bpf_map *map, struct cgroup *cgrp,
+				   __u32 element, __u64 value) __ksym __weak;
+
 static __always_inline void spill(struct cgroup *cgrp, __u64 n)
 {
 	struct cgstat_where where = { .id = cgstat_id(cgrp), .spill = true };
-	struct cgstat_entry *entry = bpf_map_lookup_elem(&calls_entries, &where.id);
+	struct cgstat_entry *entry;
 
+	if (cgstat_config.engine == CGSTAT_NATIVE) {
+		bpf_cgroup_stats_update((void *)&calls_native, cgrp, 0, n);
+		return;
+	}
+	entry = bpf_map_lookup_elem(&calls_entries, &where.id);
 	where.ctl = cgstat_get_ctl(MAP);
 	if (!entry || !where.ctl)
 		return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A stats map of every kind, updated on call: prctl(CALL, map, n) by a task
+ * A stats map of every kind but one with an aggregator, updated on call: prctl(CALL, map, n) by a task
  * updates every element of one with n, in the task's cgroup, and returns when
  * that is done. prctl(CALL, INTERRUPTS | map) by a process has interrupts that
  * hit it do the same with 7, and be counted in `truth`.
@@ -15,13 +15,13 @@ char LICENSE[] SEC("license") = "GPL";
 enum {
 	IN_KINDS = 1,
 	IN_SHARED = 2,
-	IN_OWN = 3,
-	IN_DISTINCT = 4,
+	IN_OWN = 3,		/* 4: aggregated.bpf.c */
 	INTERRUPTS = 0x100,
 };
 
 #define LINEAR_BOUNDS 0, 10
 #define EXPLICIT_BOUNDS 5, 50, 500
+#define HALF 1000
 
 struct kinds {
 	__u64 sum;
@@ -34,21 +34,16 @@ struct kinds {
 		__u64 calls;
 		__u64 last CGSTAT_MAX;
 	} nested;
+	/* Its tag is for those in it that have none. */
+	struct {
+		__u64 high;
+		__u64 low CGSTAT_MIN;
+		__u64 halves[2] CGSTAT_BOUNDS(HALF);
+	} tagged CGSTAT_MAX;
 };
 CGSTAT_MAP(kinds, struct kinds, "test.kinds");
 CGSTAT_MAP(shared, struct kinds, "test.shared", CGSTAT_NO_PERCPU);
 CGSTAT_MAP(own, struct kinds, "test.own", CGSTAT_NO_HIERARCHY);
-
-struct distinct {
-	__u64 calls;
-	__u64 seen[64] CGSTAT_HLL;
-};
-
-static __always_inline void merge(struct distinct *into, const struct distinct *from)
-{
-	cgstat_hll_merge(into->seen, from->seen);
-}
-CGSTAT_MAP_AGGREGATED(distinct, struct distinct, "test.distinct", merge);
 
 /* Interrupts that updated. */
 struct {
@@ -72,6 +67,9 @@ __u32 target_map;
 		cgstat_inc_bounds(v->bounds, n, EXPLICIT_BOUNDS);	\
 		cgstat_inc(v->nested.calls, 1);				\
 		cgstat_raise(v->nested.last, n);			\
+		cgstat_raise(v->tagged.high, n);			\
+		cgstat_lower(v->tagged.low, n);				\
+		cgstat_inc_bounds(v->tagged.halves, n, HALF);		\
 	}
 
 static __always_inline void update(struct cgroup *cgrp, __u64 map, __u64 n)
@@ -82,11 +80,6 @@ static __always_inline void update(struct cgroup *cgrp, __u64 map, __u64 n)
 		UPDATE(shared, cgrp, n)
 	else if (map == IN_OWN)
 		UPDATE(own, cgrp, n)
-	else if (map == IN_DISTINCT)
-		cgstat_update(distinct, cgrp, v) {
-			cgstat_inc(v->calls, 1);
-			cgstat_see(v->seen, n);
-		}
 }
 
 SEC("tp_btf/sys_enter")

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from cgstatfs import bcc_loading, libbpf, loader
-from cgstatfs.collectors import Collector, CollectorError, Counters, remove_pins
-from cgstatfs.engines import ENGINES
+from cgstatfs.collectors import Collector, CollectorError, remove_pins
+from cgstatfs.engines import ENGINES, Usage
 from cgstatfs.loading import Request
 from cgstatfs.runtime import mount_bpffs
 
@@ -62,8 +62,8 @@ def calls(compiler: None, cgroupfs: Path) -> Iterator[Loaded]:
     loaded.collectors[0].close()
 
 
-def counters(loaded: Loaded, prefix: str) -> Counters:
-    return loaded.collectors[0].counters(prefix)
+def usage(loaded: Loaded, prefix: str) -> Usage:
+    return loaded.collectors[0].usage(prefix)
 
 
 # What is counted
@@ -113,13 +113,13 @@ def test_flags(calls: Loaded, tree: Path) -> None:
     assert calls.ids(FLAT_FILE, "pairs") >= {cgroup_id(tree / "d")}
     add_in(tree / "d", SHARED, 5)
     assert not calls.ids(SHARED_FILE, "pairs")
-    assert counters(calls, "shared").spilled == 0
+    assert usage(calls, "shared").spilled == 0
 
 
 def test_what_cannot_be_counted_is_shown(calls: Loaded) -> None:
-    before = counters(calls, "calls").lost
+    before = usage(calls, "calls").lost
     call(STRANGER, 1 << 40)
-    assert counters(calls, "calls").lost == before + 1
+    assert usage(calls, "calls").lost == before + 1
 
 
 def _update(directory: Path, what: int, count: int, cpu: int) -> int:
@@ -233,7 +233,7 @@ def test_the_largest_value_and_no_room(cgroupfs: Path, tree: Path) -> None:
         assert value["forks"] == value["again"] == (len(directories),)
         without = [d for d in directories if cgroup_id(d) not in loaded.ids(LARGE_FILE, "entries")]
         assert without
-        seen = counters(loaded, "large")
+        seen = usage(loaded, "large")
         # Others may have forked without an entry, too.
         assert seen.displaced >= len(without)
         assert seen.lost == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Loaded, cgroup_id, dying, times, wait_until
+from ..conftest import Loaded, dying, live_cgroups, times, wait_until
 
 FORKS = 300
 SHORT_LIVED = max(400, times(2000))
@@ -44,11 +44,6 @@ def reading(loaded: Loaded, directories: list[Path]) -> Iterator[None]:
         stop.set()
         thread.join()
     assert not failed, failed
-
-
-def live_cgroups(directory: Path) -> set[int]:
-    """Ids of the cgroups at and below a directory."""
-    return {cgroup_id(Path(path)) for path, _, _ in os.walk(directory)}
 
 
 def fork_in(work: Path, directories: list[Path]) -> list[subprocess.Popen]:

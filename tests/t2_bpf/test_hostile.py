@@ -369,7 +369,7 @@ NOTED = {
     "noted_rstat_lock": ("", "cgroup/cgroup_rstat_lock_contended"),
     "noted_rstat_cpu_lock": ("", "cgroup/cgroup_rstat_cpu_locked"),
 }
-# On kernels that have them, and rstat: it is not asked to list what runs there.
+# On kernels that have them, and rstat: it is not asked to list what runs there. native is.
 INSIDE = {
     "noted_contention": "runs inside of locks that rstat takes",
     "noted_rstat_lock": "runs inside of locks that rstat takes",
@@ -395,6 +395,11 @@ def test_noted(
     if engine_name == "rstat":
         assert 'engine standalone: program "hst_own"' in notes
         assert INSIDE.get(name, "cannot call rstat") in notes
+    elif engine_name == "native" and name == "noted_raw_tp":
+        assert 'engine standalone: program "hst_own"' in notes
+        assert "cannot call the kernel's stats maps" in notes
+    else:
+        assert "engine" not in notes
     # The kernel flushes, and is asked for totals, while it runs.
     for _ in range(50):
         (cgroupfs / "cgroup.stat").read_text()

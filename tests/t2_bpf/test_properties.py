@@ -33,16 +33,23 @@ CPUS = sorted(os.sched_getaffinity(0))
 
 def load_properties(engine_name: str, cgroupfs: Path, **initials: int) -> Loaded:
     engine = make_engine(engine_name)
-    path = BUILD / "tests" / "properties.bpf.o"
-    request = Request(path, engine, cgroup_id(cgroupfs), {"": initials["initial"]} if initials else {})
-    return Loaded(engine, [load(request)])
+    found = []
+    for name in ("properties", "aggregated"):
+        path = BUILD / "tests" / f"{name}.bpf.o"
+        found.append(load(Request(path, engine, cgroup_id(cgroupfs), {"": i for i in initials.values()})))
+    return Loaded(engine, found)
+
+
+def close(loaded: Loaded) -> None:
+    for collector in loaded.collectors:
+        collector.close()
 
 
 @pytest.fixture(scope="module")
 def properties(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
     loaded = load_properties(engine_name, cgroupfs)
     yield loaded
-    loaded.collectors[0].close()
+    close(loaded)
 
 
 # What is expected
@@ -67,6 +74,9 @@ def kinds(values: Iterable[int]) -> dict[str, tuple[int, ...]]:
         "bounds": histogram(values, [5, 50, 500]),
         "nested.calls": (len(values),),
         "nested.last": (max(values, default=0),),
+        "tagged.high": (max(values, default=0),),
+        "tagged.low": (ALL_ONES - min(values, default=ALL_ONES),),
+        "tagged.halves": histogram(values, [1000]),
     }
 
 
@@ -82,7 +92,7 @@ def check(loaded: Loaded, file: str, cgroup: Path, values: Iterable[int]) -> Non
         assert found == expected
     (calls,), (all_calls,) = found["nested.calls"], expected["nested.calls"]
     assert all_calls - missed <= calls <= all_calls
-    for name in ("log2", "linear", "bounds"):
+    for name in ("log2", "linear", "bounds", "tagged.halves"):
         assert sum(found[name]) == calls
 
 
@@ -112,12 +122,12 @@ def test_initial_cgroup(engine_name: str, cgroupfs: Path, tree: Path, work: Path
             for directory in (tree, outside, cgroupfs):
                 with pytest.raises(FileNotFoundError):
                     loaded.value(file, directory)
-            counters = loaded.counters(file)
-            assert (counters.displaced, counters.lost) == (0, 0)
+            usage = loaded.usage(file)
+            assert (usage.displaced, usage.lost) == (0, 0)
             assert loaded.ids(file, "entries") == {cgroup_id(inside), cgroup_id(below)}
         check_life_below_initial(loaded, inside, outside, work)
     finally:
-        loaded.collectors[0].close()
+        close(loaded)
 
 
 def check_life_below_initial(loaded: Loaded, inside: Path, outside: Path, work: Path) -> None:
@@ -147,9 +157,12 @@ def test_no_per_cpu_arrays(properties: Loaded, tree: Path, work: Path) -> None:
     check(properties, "test.shared", a, own * 2)
     check(properties, "test.shared", tree, own * 2)
     assert properties.ids("test.shared", "pairs") == set()
-    counters = properties.counters("test.shared")
-    assert (counters.pairs, counters.spilled, counters.lost) == (0, 0, 0)
+    usage = properties.usage("test.shared")
+    assert (usage.pairs or 0, usage.spilled, usage.lost) == (0, 0, 0)
     # One array for two cpus' worth, and no hash to find it in.
+    if properties.is_native("test.shared"):
+        assert usage.memory < properties.usage("test.kinds").memory
+        return
     info = libbpf.map_info(properties.fd("test.shared", "pairs"))
     assert info.max_entries == 1
 
@@ -253,15 +266,14 @@ def test_litmus(
         pytest.skip("one cpu alone; nothing races")
     inside = tree / "inside"
     inside.mkdir()
-    collector = properties.collectors[0]
-    stats_map = next(m for m in collector.stats_maps if m.file == file)
-    program = collector.programs[f"{stats_map.prefix}_{properties.engine.programs[-1]}"]
-    os.set_inheritable(program, True)
+    stats_map = next(m for m in properties.collectors[0].stats_maps if m.file == file)
+    reader = properties.reader(file)
+    os.set_inheritable(reader, True)
     result = subprocess.run(
         ["sh", "-c", 'echo 0 >"$0/cgroup.procs"; exec "$@"', inside, litmus,
-         properties.engine.name, str(program), str(cgroup_id(inside)), str(cgroup_id(tree)),
+         properties.engine.name, str(reader), str(cgroup_id(inside)), str(cgroup_id(tree)),
          str(stats_map.value_type.elements), str(which), str(ROUNDS), str(CPUS[0]), str(CPUS[1])],
-        pass_fds=[program], text=True, capture_output=True,
+        pass_fds=[reader], text=True, capture_output=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > ROUNDS // 100
@@ -320,8 +332,22 @@ def registers(keys: Iterable[int], elements: int) -> tuple[int, ...]:
     return struct.unpack(f"={elements}Q", ranks)
 
 
+def check_aggregates(loaded: Loaded, file: str) -> None:
+    """With an aggregator another engine takes native's place, and says so."""
+    collector = next(c for c in loaded.collectors if file in (m.file for m in c.stats_maps))
+    if loaded.engine.aggregates:
+        assert collector.engine.name == loaded.engine.name
+    else:
+        assert collector.notes == [
+            f'engine {collector.engine.name}: stats map "{file}" has an aggregator, which '
+            f"{loaded.engine.name} cannot fold with"
+        ]
+        assert collector.engine.aggregates
+
+
 def test_aggregator(properties: Loaded, tree: Path, work: Path) -> None:
     """Merged at flush: exactly the registers that all keys of the subtree give, each once."""
+    check_aggregates(properties, "test.distinct")
     a, b, gone = tree / "a", tree / "b", tree / "b/gone"
     for directory in (a, b, gone):
         directory.mkdir()
@@ -351,6 +377,7 @@ def test_the_example_counts_processes(
     collector = load(Request(path, engine, cgroup_id(cgroupfs)))
     loaded = Loaded(engine, [collector])
     try:
+        check_aggregates(loaded, "proc.distinct")
         a, b = tree / "a", tree / "b"
         a.mkdir()
         b.mkdir()

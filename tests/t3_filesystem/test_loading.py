@@ -18,7 +18,7 @@ from cgstatfs import collectors, control, libbpf
 from ..conftest import BUILD, Mounted, cgroup_id, times, wait_until
 
 OBJECT = BUILD / "tests" / "properties.bpf.o"
-FILES = ("test.kinds", "test.shared", "test.own", "test.distinct")
+FILES = ("test.kinds", "test.shared", "test.own")
 KINDS, SHARED, OWN = 1, 2, 3
 UPDATES = times(20_000)
 

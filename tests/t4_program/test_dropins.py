@@ -83,7 +83,7 @@ def test_reload(mounted: Path, directory: Path) -> None:
     shutil.copy(PROPERTIES, directory / "two.bpf.o")
     text = on(mounted, "reload")
     assert "one: loaded; test.calls\n" in text
-    assert names(mounted) == {"test.calls", "test.kinds", "test.shared", "test.own", "test.distinct"}
+    assert names(mounted) == {"test.calls", "test.kinds", "test.shared", "test.own"}
     assert on(mounted, "reload") == "nothing has changed\n"
     (directory / "two.bpf.o").unlink()
     # A file that is replaced in one step, as packages do it.

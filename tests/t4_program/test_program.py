@@ -159,7 +159,7 @@ def test_no_btf(mountpoint: Path) -> None:
 
 def test_an_engine_that_cannot_be_used(mountpoint: Path) -> None:
     report = cgstatfs("check").stdout
-    for name in ("rstat", "standalone"):
+    for name in ("native", "rstat", "standalone"):
         if f"engine {name}: cannot be used" in report:
             assert f"{name}: " in fails("mount", "--engine", name, mountpoint)
         else:
@@ -171,7 +171,7 @@ def test_an_engine_that_cannot_be_used(mountpoint: Path) -> None:
 def test_check_says_what_works() -> None:
     result = cgstatfs("check")
     assert result.returncode == 0, result.stdout
-    for word in ("cgroup v2: mounted at", "engine rstat: ", "engine standalone: can be used",
+    for word in ("cgroup v2: mounted at", "engine native: ", "engine rstat: ", "engine standalone: can be used",
                  "collector proc_events: can be used; file proc.events"):  # fmt: skip
         assert word in result.stdout
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The BPF and file system tests, in guests that boot other kernels.
 
-Each guest runs them with every engine that its kernel can run: rstat, which it has to choose
-by itself, and standalone. The guests run beside each other, as one alone keeps little more than
-one cpu busy.
+Each guest with a kernel of Debian's runs them with every engine that this can run: rstat, which
+it has to choose by itself, and standalone. The one with a kernel that is built here runs them
+with the engine native, and the tests of the series. The guests run beside each other, as one
+alone keeps little more than one cpu busy.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from pathlib import Path
 import pytest
 
 from ..conftest import REPOSITORY
-from ..vm import kernels
+from ..vm import build, kernels
 
-KERNELS = ("6.1", "6.12", "newest")
+KERNELS = ("6.1", "6.12", "newest", "native")
 TESTS = ("tests/t2_bpf", "tests/t3_filesystem")
+SERIES = ("tests/kernel", *TESTS, "--engine", "native")
 # How much of what is repeated on the host is repeated in the guests; 1: all of it.
 SCALE = os.environ.get("CGSTATFS_GUEST_SCALE", "0.05")
 # When something hangs; a loaded machine takes its time.
 SECONDS = 3600
 
 
-def _wanted(config: pytest.Config) -> list[str]:
+def _wanted(config: pytest.Config) -> tuple[str, ...]:
     wanted = config.getoption("--kernel")
-    if wanted not in (None, *KERNELS):
-        raise pytest.UsageError(f"--kernel {wanted}: there are {', '.join(KERNELS)}")
-    return [kernel for kernel in KERNELS if wanted in (None, kernel)]
+    known = (*kernels.NAMES, *build.NAMES)
+    if wanted not in (None, *known):
+        raise pytest.UsageError(f"--kernel {wanted}: there are {', '.join(known)}")
+    return (wanted,) if wanted else KERNELS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -53,7 +56,7 @@ def _start(kernel: str, output: Path) -> subprocess.Popen:
     command = [
         "env", f"CGSTATFS_TEST_SCALE={SCALE}", "CGSTATFS_TEST_GUEST=1",
         "python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-v",
-        "--durations=10", *TESTS,
+        "--durations=10", *(SERIES if kernel in build.NAMES else TESTS),
     ]  # fmt: skip
     with open(output, "w") as file:
         return subprocess.Popen(
@@ -92,5 +95,5 @@ def test_in_a_guest(
     text = output.read_text(errors="replace")
     print(text)
     assert status == 0, text[-20000:]
-    for engine in ("rstat", "standalone"):
+    for engine in ("native",) if kernel in build.NAMES else ("rstat", "standalone"):
         assert len(re.findall(rf"\[{engine}.*PASSED", text)) > 10, engine

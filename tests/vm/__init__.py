@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run commands under stock distribution kernels, booted with QEMU."""
+"""Run commands under other kernels, stock ones and one's own, booted with QEMU."""

@@ -9,7 +9,7 @@ import sys
 import time
 from types import FrameType
 
-from . import guest, kernels
+from . import build, guest, kernels
 
 
 def main() -> int:
@@ -26,7 +26,12 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
-    parser.add_argument("--kernel", choices=(*kernels.NAMES, "all"), default="all")
+    parser.add_argument(
+        "--kernel",
+        choices=(*kernels.NAMES, *build.NAMES, "all"),
+        default="all",
+        help="default: all of Debian's",
+    )
     parser.add_argument("--cpus", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--memory", default="2G", help="default: %(default)s")
     parser.add_argument(
@@ -36,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for each guest, boot included; default: %(default)s",
     )
     parser.add_argument(
-        "--refresh", action="store_true", help="ask for newer builds of the kernels"
+        "--counting",
+        action="store_true",
+        help="have the clocks of the guests count instructions, one a nanosecond",
+    )
+    parser.add_argument(
+        "--refresh", action="store_true", help="ask for newer versions of the kernels"
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     return parser
@@ -60,6 +70,7 @@ def _run_one(name: str, arguments: argparse.Namespace) -> tuple[str, bool]:
             cpus=arguments.cpus,
             memory=arguments.memory,
             timeout=arguments.timeout,
+            counting=arguments.counting,
         )
         outcome = "passed" if status == 0 else f"failed, exit status {status}"
         passed = status == 0

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .kernels import Kernel, busybox
 
-__all__ = ("GuestError", "run")
+__all__ = ("GuestError", "kernel_trouble", "run")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,10 +37,18 @@ _SHUTDOWN_SECONDS = 30
 _LOG_TAIL_LINES = 40
 
 # What the kernel says when something in it went wrong. "blocked for more than"
-# is how it reports a hung task.
+# is how it reports a hung task. Most of what lockdep, KASAN and the checks for
+# sleeping where that is not allowed have to say comes as a BUG or a WARNING; SLUB
+# names the cache between "BUG" and the colon. After the first report lockdep and
+# kmemleak turn themselves off, and what follows is not watched any more.
 _KERNEL_TROUBLE = re.compile(
-    r"\bBUG:|\bWARNING:|\bOops\b|\bKernel panic\b|general protection fault"
-    r"|rcu: INFO|INFO: rcu|blocked for more than|hung.task|\bUBSAN:|refcount_t:"
+    r"\bBUG:|\bBUG \S+ \(|\bkernel BUG at|\bWARNING:|\bOops\b|\bKernel panic\b"
+    r"|general protection fault|rcu: INFO|INFO: rcu|blocked for more than|hung.task"
+    r"|\bUBSAN:|\bKASAN:|\bODEBUG:|refcount_t:|\blist_(add|del) corruption"
+    r"|suspicious RCU usage|inconsistent lock state|possible \w+ locking"
+    r"|sleeping function called|INFO: trying to register non-static key"
+    r"|turning off the locking correctness validator|INFO: lockdep is turned off"
+    r"|kmemleak: .*(suspected memory leaks|disabled)|unreferenced object 0x"
 )
 _TRACE_LINES = 30
 
@@ -62,6 +70,7 @@ def run(
     cpus: int = 2,
     memory: str = "2G",
     timeout: float = 600,
+    counting: bool = False,
 ) -> int:
     """Run a command in a guest, with its output on stdout; return its status.
 
@@ -69,6 +78,8 @@ def run(
     this Python's programs first on its PATH.
 
     :param timeout: seconds for all of it, from start to power-off.
+    :param counting: have the guest's clocks advance by a nanosecond with each
+        instruction and when it is idle, so that they count what is executed.
     """
     with tempfile.TemporaryDirectory(
         prefix="guest-", ignore_cleanup_errors=True
@@ -78,13 +89,15 @@ def run(
         shutil.copyfile(_INIT, shared / "init")
         (shared / "command").write_text(_script(command), encoding="utf-8")
         vng = _vng(kernel, shared, cpus, memory, timeout)
+        if counting:
+            vng.append("--qemu-opts=-icount shift=0,sleep=off")
         with _started(vng, folder) as (process, console):
             try:
                 status = _follow(process, shared, timeout)
             except GuestError as error:
                 _print_lines("last of the guest's console", console[-_LOG_TAIL_LINES:])
                 raise GuestError(f"{kernel.release}: {error}") from None
-    trouble = _trouble(console)
+    trouble = kernel_trouble(console)
     if trouble:
         _print_lines(f"{kernel.release}: trouble in the kernel log", trouble)
         raise GuestError(
@@ -241,7 +254,7 @@ def _died(process: subprocess.Popen[str], shared: Path) -> str:
     )
 
 
-def _trouble(console: list[str]) -> list[str]:
+def kernel_trouble(console: list[str]) -> list[str]:
     """Return the lines that report trouble, each with the trace that follows."""
     found: list[str] = []
     left = 0

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the engines share that keep entries and per-cpu arrays in hashes of their own.
+
+Programs make an entry when a cgroup is made, and delete it after its release. See
+bpf/cgstat_entries.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from .. import libbpf
+from .base import Engine, Setting, Usage
+
+__all__ = ("HashedEngine",)
+
+_MAX_PAIRS = 1 << 18
+# The head of struct cgstat_ctl
+_COUNTERS = struct.Struct("=5Q")
+# struct htab_elem and struct bucket in kernel/bpf/hashtab.c, 6.12
+_HASH_ELEMENT, _HASH_BUCKET = 48, 16
+
+
+def _hash_bytes(info: libbpf.MapInfo, elements: int) -> int:
+    """Memory of a hash that allocates its elements as they come."""
+    buckets = 1 << (info.max_entries - 1).bit_length()
+    size = _HASH_ELEMENT + -(-info.key_size // 8) * 8 + info.value_size
+    return buckets * _HASH_BUCKET + elements * size
+
+
+class HashedEngine(Engine):
+    """An engine whose entries are elements of a hash."""
+
+    parts = ("entries", "pairs", "lists", "ctl")
+    life_cycle = ("release", "mkdir")
+    populate = "populate"
+
+    def configure(self, parts: Mapping[str, libbpf.Map], setting: Setting) -> None:
+        cpus = libbpf.possible_cpus()
+        parts["lists"].max_entries = cpus
+        # What finds no room here is spilled, at some cost and without loss.
+        percpu = "CGSTAT_NO_PERCPU" not in setting.flags
+        room = min(parts["entries"].max_entries * cpus, _MAX_PAIRS)
+        parts["pairs"].max_entries = room if percpu else 1
+
+    def usage(self, parts: Mapping[str, int]) -> Usage:
+        ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size
+        value = libbpf.map_lookup(ctl, bytes(4), size) or bytes(size)
+        entries, pairs, spilled, displaced, lost = _COUNTERS.unpack_from(value)
+        info = libbpf.map_info(parts["entries"])
+        memory = _hash_bytes(info, entries) + _hash_bytes(libbpf.map_info(parts["pairs"]), pairs)
+        return Usage(entries, info.max_entries, pairs, memory, spilled, displaced, lost)

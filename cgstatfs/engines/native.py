@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The engine of kernels that have stats maps themselves: ``BPF_MAP_TYPE_CGROUP_STATS``.
+
+The kernel makes, folds and frees the entries, inside its own rstat. An update writes to the array
+that a kfunc gives; a lookup is ``BPF_MAP_LOOKUP_ELEM``. The patches are in kernel/, the update in
+bpf/cgstat_entries.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Mapping
+
+from .. import libbpf
+from ..btf import kernel_map_types
+from ..valuetype import ValueType
+from .base import Engine, EngineUnavailable, Lookup, Setting, Usage
+
+__all__ = ("Native",)
+
+_TYPE = "BPF_MAP_TYPE_CGROUP_STATS"
+# BPF_F_CGROUP_STATS_* of include/uapi/linux/bpf.h
+_FLAGS = {"CGSTAT_NO_PERCPU": 1 << 19, "CGSTAT_NO_HIERARCHY": 1 << 20}
+# struct cgstat_ctl: where updates that were lost are counted.
+_LOST = slice(32, 40)
+
+
+def _type_number() -> int:
+    """The number of the map type, which only this kernel's BTF tells: others have another one.
+
+    :raises EngineUnavailable: there is none
+    """
+    try:
+        number = kernel_map_types().get(_TYPE)
+    except OSError as error:
+        raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
+    if number is None:
+        raise EngineUnavailable(f"this kernel has no {_TYPE}; it needs the patches in kernel/")
+    return number
+
+
+class Native(Engine):
+    name = "native"
+    number = 2
+    parts = ("native", "ctl")
+    programs = ()
+    attached = ()
+    populate = None
+    reader = "native"
+    # Those that may call the kfuncs: all but raw tracepoints' without types.
+    callers = frozenset({
+        "tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret", "fmod_ret.s", "iter",
+        "iter.s", "lsm", "lsm.s", "syscall", "tp", "tracepoint", "kprobe", "kretprobe", "ksyscall",
+        "kretsyscall", "uprobe", "uretprobe", "uprobe.s", "uretprobe.s", "usdt", "kprobe.multi",
+        "kretprobe.multi",
+    })  # fmt: skip
+    calls = "the kernel's stats maps"
+    aggregates = False
+
+    def probe(self) -> None:
+        number = _type_number()
+        try:
+            os.close(libbpf.create_map(number, "probe", 8, 8, 0))
+        except OSError as error:
+            name = errno.errorcode.get(error.errno, str(error.errno))
+            raise EngineUnavailable(f"the kernel has {_TYPE}, and refuses to make one ({name})") from None
+
+    def configure(self, parts: Mapping[str, libbpf.Map], setting: Setting) -> None:
+        native = parts["native"]
+        native.type = _type_number()
+        native.set_extra(setting.initial)
+        native.set_flags(sum(_FLAGS[flag] for flag in setting.flags))
+
+    def lookup(self, reader: int, value_type: ValueType) -> Lookup:
+        key, value = ctypes.c_uint64(), ctypes.create_string_buffer(value_type.size)
+        pointers = ctypes.byref(key), ctypes.byref(value)
+        look_up_element, unpack = libbpf.lib.bpf_map_lookup_elem, value_type.unpack
+
+        def look_up(cgroup_id: int) -> tuple[int, ...]:
+            key.value = cgroup_id
+            result = look_up_element(reader, *pointers)
+            if result < 0:
+                raise OSError(-result, os.strerror(-result), f"cgroup {cgroup_id}")
+            return unpack(value)
+
+        return look_up
+
+    def usage(self, parts: Mapping[str, int]) -> Usage:
+        """Entries come and go while they are counted, and memory is the kernel's own figure."""
+        entries = sum(1 for _ in libbpf.map_keys(parts["native"], 8))
+        ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size
+        value = libbpf.map_lookup(ctl, bytes(4), size) or bytes(size)
+        lost = int.from_bytes(value[_LOST], sys.byteorder)
+        return Usage(entries, None, None, libbpf.map_memory(parts["native"]), 0, 0, lost)
