@@ -406,7 +406,7 @@ cgstat_make_sure(struct cgstat_list *list, struct cgstat_where *where, __u64 flu
 	else if (state == (flushes | CGSTAT_UNLISTED))
 		lost = !cgstat_set_aside(list, where->id);
 	if (lost)
-		__sync_fetch_and_add(&where->ctl->lost, 1);
+		cgstat_count_lost(where->ctl);
 }
 
 /* standalone: whether @where's array is the one that its map has for its cgroup. */
@@ -452,7 +452,7 @@ cgstat_list_standalone(struct cgstat_map map, struct cgstat_where *where)
 		if (!cgstat_is_current(map, where)) {
 			cgstat_cmpxchg(link->state, flushes | CGSTAT_LISTING,
 				       flushes | CGSTAT_UNLISTED);
-			__sync_fetch_and_add(&where->ctl->lost, 1);
+			cgstat_count_lost(where->ctl);
 			return;
 		}
 		listed = cgstat_push(where->spill ? &list->spills : &list->pairs,

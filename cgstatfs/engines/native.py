@@ -66,7 +66,10 @@ class Native(Engine):
             os.close(libbpf.create_map(number, "probe", 8, 8, 0))
         except OSError as error:
             name = errno.errorcode.get(error.errno, str(error.errno))
-            raise EngineUnavailable(f"the kernel has {_TYPE}, and refuses to make one ({name})") from None
+            raise EngineUnavailable(
+                f"the kernel knows {_TYPE}, and refuses to make one ({name}); it takes "
+                "CONFIG_BPF_CGROUP_STATS"
+            ) from None
 
     def configure(self, parts: Mapping[str, libbpf.Map], setting: Setting) -> None:
         native = parts["native"]

@@ -80,7 +80,7 @@ extern int bpf_cgroup_stats_update(struct bpf_map *map, struct cgroup *cgrp,
 
 static __always_inline void spill(struct cgroup *cgrp, __u64 n)
 {
-	struct cgstat_where where = { .id = cgstat_id(cgrp), .spill = true };
+	struct cgstat_where where = { .id = cgstat_id(cgrp), .spill = true, .ctl = &calls_ctl };
 	struct cgstat_entry *entry;
 
 	if (cgstat_config.engine == CGSTAT_NATIVE) {
@@ -88,8 +88,7 @@ static __always_inline void spill(struct cgroup *cgrp, __u64 n)
 		return;
 	}
 	entry = bpf_map_lookup_elem(&calls_entries, &where.id);
-	where.ctl = cgstat_get_ctl(MAP);
-	if (!entry || !where.ctl)
+	if (!entry)
 		return;
 	where.link = &entry->link;
 	cgstat_fetch_add(*cgstat_spill(entry), n);

@@ -37,7 +37,7 @@ static __always_inline void
 add_to(struct cgstat_map map, struct cgstat_where *where, __u64 *value, __u64 n)
 {
 	if (!value) {
-		cgstat_count_lost(map);
+		cgstat_count_lost(map.ctl);
 		return;
 	}
 	cgstat_inc(*value, n);

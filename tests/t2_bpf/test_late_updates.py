@@ -51,7 +51,7 @@ class Late(Loaded):
         return _CTL.unpack(libbpf.map_lookup(self.fd(file, "ctl"), bytes(4), _CTL.size))
 
     def lost(self, file: str) -> int:
-        return self.counters(file).lost
+        return self.usage(file).lost
 
     def count(self, file: str, cgroup: Path | int) -> int:
         return self.one(file, cgroup, "")
@@ -70,7 +70,7 @@ class Late(Loaded):
 
         def agree() -> bool:
             """Others make and remove cgroups, too, while we look."""
-            counters, pairs = self.counters(file), libbpf.map_keys(self.fd(file, "pairs"), 16)
+            counters, pairs = self.usage(file), libbpf.map_keys(self.fd(file, "pairs"), 16)
             ids = self.ids(file, "entries")
             return (counters.entries, counters.pairs) == (len(ids), sum(1 for _ in pairs))
 
@@ -286,14 +286,15 @@ def test_under_load(late: Late, tree: Path, name: str) -> None:
     """Two processes on a cpu: one updates cgroups that go, the other one that lives.
 
     Lookups and removals run on another cpu. Each pair exists when the first cgroup goes, and no
-    other cpu makes any: so every update is counted, or shown as lost.
+    other cpu makes any: so every update is counted, or shown as lost. Or skipped by BPF, and
+    shown, as it can be from 7.0 on.
     """
     stop, late_updates, updates, rounds = range(4)
     shared = _Shared(4)
     living = make(tree / "living")
     paths = [tree / f"going{number}" for number in range(times(300))]
     going = [make(path) for path in paths]
-    lost = late.lost(name)
+    lost, missed = late.lost(name), sum(late.misses(name).values())
 
     def update_going() -> None:
         while not shared[stop]:
@@ -307,23 +308,31 @@ def test_under_load(late: Late, tree: Path, name: str) -> None:
             call(name, ADD, 1, living)
             shared[updates] += 1
 
+    def flushed() -> set[int]:
+        late.count(name, tree)
+        return late.entries_below(name, tree)
+
     children = [_forked(update_going), _forked(update_living)]
     try:
         os.sched_setaffinity(0, CPUS[1:] or CPUS)
         wait_until(lambda: shared[rounds] and shared[updates], "the first updates")
         for path in paths:
             path.rmdir()
-            before = shared[updates]
+            before = shared[updates] - sum(late.misses(name).values()) + missed
             assert before <= late.count(name, living)
+        wait_until(lambda: dying(tree) == 0, "the cgroups to be released")
+        wait_until(lambda: flushed() == {living, cgroup_id(tree)}, "the entries to go")
         seen = shared[rounds]
         wait_until(lambda: shared[rounds] > seen + 1, "updates of what has gone")
     finally:
         shared[stop] = 1
         for child in children:
             assert os.waitpid(child, 0)[1] == 0
-    assert late.count(name, living) == shared[updates]
-    wait_until(lambda: dying(tree) == 0, "the cgroups to be released")
+    missed = sum(late.misses(name).values()) - missed
+    made = shared[updates]
+    assert made - missed <= late.count(name, living) <= made
     late.wait_until_gone(name, tree, {living})
     lost = late.lost(name) - lost
-    assert late.count(name, tree) + lost == shared[updates] + shared[late_updates]
+    made += shared[late_updates]
+    assert made - missed <= late.count(name, tree) + lost <= made
     assert lost > 0

@@ -84,18 +84,30 @@ def build(name: str, *, refresh: bool = False) -> Path:
     :param refresh: ask the mirror for a newer source although one is cached.
     """
     cache = cache_folder()
-    # Not the lock of the downloads, as guests are started meanwhile.
-    with locked(cache, "build.lock"):
-        if name == TREE:
-            return _build_tree(cache)
-        recipe = _RECIPES[name]
-        source = _source(cache, refresh)
-        folder = cache / "built" / _digest(source, recipe)
-        if not folder.exists():
-            _build(cache, name, recipe, source, folder)
-        os.utime(folder)
-        _forget(folder.parent)
-        return folder
+    # Guests with what is there do not wait for what is being built.
+    folder = None if refresh else _built(cache, name)
+    if folder is None:
+        # Not the lock of the downloads either, as other guests are started meanwhile.
+        with locked(cache, "build.lock"):
+            if name == TREE:
+                return _build_tree(cache)
+            source = _source(cache, refresh)
+            folder = _built(cache, name)
+            if folder is None:
+                folder = cache / "built" / _digest(source, _RECIPES[name])
+                _build(cache, name, source, folder)
+                _forget(folder.parent)
+    os.utime(folder)
+    return folder
+
+
+def _built(cache: Path, name: str) -> Path | None:
+    """Return the folder of a kernel that the cache has."""
+    link = cache / _SOURCE
+    if name == TREE or not link.exists():
+        return None
+    folder = cache / "built" / _digest(_archive(link), _RECIPES[name])
+    return folder if folder.exists() else None
 
 
 def _source(cache: Path, refresh: bool) -> Path:
@@ -116,6 +128,10 @@ def _source(cache: Path, refresh: bool) -> Path:
         link.symlink_to(folder.name)
         if old not in (link, folder):
             shutil.rmtree(old, ignore_errors=True)
+    return _archive(link)
+
+
+def _archive(link: Path) -> Path:
     return link.resolve() / f"usr/src/{_SOURCE}.tar.xz"
 
 
@@ -134,9 +150,8 @@ def _digest(source: Path, recipe: _Recipe) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(
-    cache: Path, name: str, recipe: _Recipe, source: Path, folder: Path
-) -> None:
+def _build(cache: Path, name: str, source: Path, folder: Path) -> None:
+    recipe = _RECIPES[name]
     free = shutil.disk_usage(cache).free / 1e9
     if free < _FREE_GIGABYTES:
         raise KernelError(
