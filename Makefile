@@ -82,7 +82,8 @@ kernel: kernel-packages
 	@/usr/bin/python3 -m tests.vm.build --link build/kernel $(VARIANT)
 
 test-kernel: $(TESTING) kernel $(KERNEL_TESTS)
-	$(PYTHON) -m pytest tests/t5_guests --kernel $(VARIANT)
+	CGSTATFS_CHURN_SECONDS=$${CGSTATFS_CHURN_SECONDS-600} \
+		$(PYTHON) -m pytest tests/t5_guests --kernel $(VARIANT)
 
 clean:
 	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)

@@ -77,21 +77,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine_name", names, scope="session")
 
 
-_PROPERTIES = "test_properties.py"
+_OF_AN_ENGINE = ("test_exactness.py", "test_properties.py", "test_updates.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In guests, that are slow, what hardly depends on the kernel is left out.
 
-    The file system is the same with both engines, and standalone is the host's: of that the
-    map's properties are tested there, as the kernel's BPF is another.
+    The file system is the same with both engines, and standalone is the host's: of that is
+    tested there what counts and flushes, as the kernel's BPF is another.
     """
     if not os.environ.get("CGSTATFS_TEST_GUEST") or SCALE >= 1:
         return
     reason = "runs on the host; here with CGSTATFS_GUEST_SCALE=1"
     for item in items:
         engine = getattr(item, "callspec", None) and item.callspec.params.get("engine_name")
-        other = engine == "standalone" and item.path.name != _PROPERTIES
+        other = engine == "standalone" and item.path.name not in _OF_AN_ENGINE
         if other or item.get_closest_marker("on_host"):
             item.add_marker(pytest.mark.skip(reason=reason))
 
