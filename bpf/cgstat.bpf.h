@@ -20,6 +20,8 @@
 #ifndef CGSTAT_BPF_H
 #define CGSTAT_BPF_H
 
+/* Those of kfuncs that are used here are declared here: no kernel has all. */
+#define BPF_NO_KFUNC_PROTOTYPES
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -182,6 +184,21 @@ map##_fold(struct map##_values *into, struct map##_values *pending)	\
 	return 0;							\
 }
 
+/*
+ * native: what the kernel calls where the others fold. Both are copies. The
+ * loader has it loaded for a map with an aggregator, and registers it.
+ */
+#define CGSTAT_AGGREGATOR(map, vtype, aggregator)			\
+SEC("?struct_ops/cgroup_stats_ops")					\
+void BPF_PROG(map##_aggregator, struct cgroup_stats_fold___cgstat *fold) \
+{									\
+	__u64 *into = cgroup_stats_fold_into(fold, sizeof(vtype));	\
+	__u64 *from = cgroup_stats_fold_from(fold, sizeof(vtype));	\
+									\
+	if (into && from)						\
+		aggregator((void *)into, (void *)from);			\
+}
+
 #define CGSTAT_CALLBACKS(map)						\
 static long map##_climb_step(__u32 i, struct cgstat_climb *climb)	\
 {									\
@@ -307,6 +324,7 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	static __always_inline __u32 map##_elems(void) { return elems; } \
 	static __always_inline __u32 map##_flags(void) { return flags_; } \
 	CGSTAT_FOLDING(map, vtype, aggregator)				\
+	CGSTAT_AGGREGATOR(map, vtype, aggregator)			\
 	CGSTAT_UPDATE(map)						\
 	CGSTAT_CALLBACKS(map)						\
 	CGSTAT_LIFE_CYCLE(map)						\

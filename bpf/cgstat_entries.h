@@ -50,6 +50,14 @@ extern __u64 *bpf_cgroup_stats_begin(struct bpf_map *map, struct cgroup *cgrp,
 extern void bpf_cgroup_stats_end(struct cgroup *cgrp) __ksym __weak;
 extern int bpf_cgroup_stats_lookup(struct bpf_map *map, struct cgroup *cgrp,
 				   void *value, __u32 value__sz) __ksym __weak;
+/* Other kernels' vmlinux.h do not have it, and libbpf compares kinds: complete. */
+struct cgroup_stats_fold___cgstat {
+	__u32 size;
+};
+extern __u64 *cgroup_stats_fold_into(struct cgroup_stats_fold___cgstat *fold,
+				     const __u32 rdwr_buf_size) __ksym __weak;
+extern __u64 *cgroup_stats_fold_from(struct cgroup_stats_fold___cgstat *fold,
+				     const __u32 rdonly_buf_size) __ksym __weak;
 
 /* v2 alone counts: the ids of v1 hierarchies collide with its ids. */
 static __always_inline bool cgstat_is_v2(struct cgroup *cgrp)

@@ -13,6 +13,8 @@ import errno
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_int32, c_uint32, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +23,7 @@ from .libbpf import Object, lib, printable
 from .valuetype import AGGREGATED, MAX, MIN, SUM, Element, ValueType, linear_bounds, log2_bounds
 
 __all__ = ("FLAGS", "MAX_ELEMENTS", "BtfError", "Description", "describe", "describe_object", "describe_value",
-           "kernel_functions", "kernel_map_types")  # fmt: skip
+           "KernelStruct", "kernel_functions", "kernel_map_types", "kernel_struct")  # fmt: skip
 
 # CGSTAT_MAX_ELEMS of bpf/cgstat_update.h
 MAX_ELEMENTS = 128
@@ -411,9 +413,9 @@ _FUNCTIONS = (
 )
 
 
-@cache
-def _kernel() -> tuple[frozenset[str], dict[str, int]]:
-    """Of what its BTF has, all that we ask for: functions, and map types."""
+@contextmanager
+def _kernel_btf() -> Iterator[_Btf]:
+    """:raises OSError: ``ENOENT``: there is none"""
     handle = lib.btf__load_vmlinux_btf()
     if not handle:
         raise OSError(
@@ -423,11 +425,46 @@ def _kernel() -> tuple[frozenset[str], dict[str, int]]:
         )
     btf = _Btf(handle, "/sys/kernel/btf/vmlinux")
     try:
+        yield btf
+    finally:
+        btf.close()
+
+
+@cache
+def _kernel() -> tuple[frozenset[str], dict[str, int]]:
+    """Of what its BTF has, all that we ask of every kernel: functions, and map types."""
+    with _kernel_btf() as btf:
         functions = frozenset(name for name in _FUNCTIONS if btf.find(name, _KIND_FUNC))
         map_types = btf.find("bpf_map_type", _KIND_ENUM)
         return functions, btf.enumerators(btf.type(map_types)) if map_types else {}
-    finally:
-        btf.close()
+
+
+@dataclass(frozen=True)
+class KernelStruct:
+    """A type of the running kernel.
+
+    :param type_id: in its BTF
+    :param size: bytes
+    :param offsets: of its members, in their order; bytes
+    """
+
+    type_id: int
+    size: int
+    offsets: dict[str, int]
+
+
+def kernel_struct(name: str) -> KernelStruct:
+    """A struct of the running kernel, without bit fields.
+
+    :raises OSError: ``ENOENT``: it has none of that name, or no BTF
+    """
+    with _kernel_btf() as btf:
+        type_id = btf.find(name, _KIND_STRUCT)
+        if type_id is None:
+            raise OSError(errno.ENOENT, "the kernel has no such struct", name)
+        type_ = btf.type(type_id)
+        offsets = {btf.name(each.name_off): each.offset // 8 for each in btf.members(type_)}
+        return KernelStruct(type_id, type_.size_or_type, offsets)
 
 
 def kernel_functions() -> frozenset[str]:

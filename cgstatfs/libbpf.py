@@ -23,6 +23,7 @@ from typing import TypeVar
 
 __all__ = (
     "Link",
+    "LinkFd",
     "LoadError",
     "Map",
     "MapInfo",
@@ -30,6 +31,7 @@ __all__ = (
     "Program",
     "RingBuffer",
     "TestRun",
+    "check",
     "count_possible_cpus",
     "create_iter",
     "create_cgroup_iter_link",
@@ -43,6 +45,7 @@ __all__ = (
     "pin",
     "possible_cpus",
     "printable",
+    "program_btf",
     "program_exists",
     "recursion_misses",
     "test_run",
@@ -159,7 +162,11 @@ class _captured_log:
         _captured = None
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """What a function of libbpf returned, if that is no error.
+
+    :raises OSError: it is
+    """
     if result < 0:
         raise OSError(-result, os.strerror(-result), what)
     return result
@@ -178,7 +185,7 @@ def count_possible_cpus() -> int:
 
     :raises OSError: it cannot be found out
     """
-    return _check(lib.libbpf_num_possible_cpus(), "possible cpus")
+    return check(lib.libbpf_num_possible_cpus(), "possible cpus")
 
 
 def _nul(text: str | os.PathLike[str]) -> bytes:
@@ -190,12 +197,12 @@ def pin(fd: int, path: Path) -> None:
 
     :raises OSError: ``EEXIST``, ``EPERM`` (a dot in the name), ``EINVAL`` (not bpffs)
     """
-    _check(lib.bpf_obj_pin(fd, _nul(path)), str(path))
+    check(lib.bpf_obj_pin(fd, _nul(path)), str(path))
 
 
 def get_pinned(path: Path) -> int:
     """Open what is pinned at *path*; the caller closes the descriptor."""
-    return _check(lib.bpf_obj_get(_nul(path)), str(path))
+    return check(lib.bpf_obj_get(_nul(path)), str(path))
 
 
 class MapInfo(ctypes.Structure):
@@ -254,7 +261,7 @@ class ProgInfo(ctypes.Structure):
 
 def _read_info(fd: int, info: ctypes.Structure) -> None:
     size = c_uint32(ctypes.sizeof(info))
-    _check(lib.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)), f"descriptor {fd}")
+    check(lib.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)), f"descriptor {fd}")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -269,6 +276,13 @@ def recursion_misses(fd: int) -> int:
     info = ProgInfo()
     _read_info(fd, info)
     return info.recursion_misses
+
+
+def program_btf(fd: int) -> int:
+    """Open the BTF that a program was loaded with; the caller closes the descriptor."""
+    info = ProgInfo()
+    _read_info(fd, info)
+    return check(lib.bpf_btf_get_fd_by_id(info.btf_id), f"BTF {info.btf_id}")
 
 
 class LinkInfo(ctypes.Structure):
@@ -298,7 +312,7 @@ def _exists(fd: int) -> bool:
     """:raises OSError: the kernel does not say"""
     if fd == -errno.ENOENT:
         return False
-    os.close(_check(fd, "an object by its id"))
+    os.close(check(fd, "an object by its id"))
     return True
 
 
@@ -311,7 +325,7 @@ class Map:
 
     @property
     def fd(self) -> int:
-        return _check(lib.bpf_map__fd(self._handle), self.name)
+        return check(lib.bpf_map__fd(self._handle), self.name)
 
     @property
     def max_entries(self) -> int:
@@ -320,7 +334,7 @@ class Map:
 
     @max_entries.setter
     def max_entries(self, count: int) -> None:
-        _check(lib.bpf_map__set_max_entries(self._handle, c_uint32(count)), self.name)
+        check(lib.bpf_map__set_max_entries(self._handle, c_uint32(count)), self.name)
 
     @property
     def key_size(self) -> int:
@@ -334,7 +348,7 @@ class Map:
 
     @value_size.setter
     def value_size(self, size: int) -> None:
-        _check(lib.bpf_map__set_value_size(self._handle, c_uint32(size)), self.name)
+        check(lib.bpf_map__set_value_size(self._handle, c_uint32(size)), self.name)
 
     @property
     def type(self) -> int:
@@ -343,15 +357,15 @@ class Map:
 
     @type.setter
     def type(self, number: int) -> None:
-        _check(lib.bpf_map__set_type(self._handle, number), self.name)
+        check(lib.bpf_map__set_type(self._handle, number), self.name)
 
     def set_flags(self, flags: int) -> None:
         """Before load: ``map_flags``."""
-        _check(lib.bpf_map__set_map_flags(self._handle, c_uint32(flags)), self.name)
+        check(lib.bpf_map__set_map_flags(self._handle, c_uint32(flags)), self.name)
 
     def set_extra(self, extra: int) -> None:
         """Before load: ``map_extra``, whose meaning is the type's."""
-        _check(lib.bpf_map__set_map_extra(self._handle, c_uint64(extra)), self.name)
+        check(lib.bpf_map__set_map_extra(self._handle, c_uint64(extra)), self.name)
 
     def set_autocreate(self, create: bool) -> None:
         """Before load: whether the map is made with its object.
@@ -359,7 +373,7 @@ class Map:
         A program that uses one that is not is refused, unless the verifier finds that it never
         comes to that.
         """
-        _check(lib.bpf_map__set_autocreate(self._handle, ctypes.c_bool(create)), self.name)
+        check(lib.bpf_map__set_autocreate(self._handle, ctypes.c_bool(create)), self.name)
 
     @property
     def is_pinned_by_libbpf(self) -> bool:
@@ -368,17 +382,17 @@ class Map:
 
     def reuse(self, fd: int) -> None:
         """Before load: take this map, that exists, in place of a new one."""
-        _check(lib.bpf_map__reuse_fd(self._handle, fd), self.name)
+        check(lib.bpf_map__reuse_fd(self._handle, fd), self.name)
 
     def set_initial_value(self, value: bytes) -> None:
         """Before load: contents of a map of global variables."""
-        _check(
+        check(
             lib.bpf_map__set_initial_value(self._handle, value, c_size_t(len(value))), self.name
         )
 
     def freeze(self) -> None:
         """From now on user space cannot write to the map; programs can."""
-        _check(lib.bpf_map_freeze(self.fd), self.name)
+        check(lib.bpf_map_freeze(self.fd), self.name)
 
 
 class _CreateOpts(ctypes.Structure):
@@ -392,12 +406,14 @@ class _CreateOpts(ctypes.Structure):
         ("btf_vmlinux_value_type_id", c_uint32),
         ("inner_map_fd", c_uint32),
         ("map_flags", c_uint32),
+        ("map_extra", c_uint64),
     ]
 
 
 def create_map(
     type: int, name: str, key_size: int, value_size: int, max_entries: int, *, map_flags: int = 0,
     btf_fd: int = 0, btf_key_type_id: int = 0, btf_value_type_id: int = 0,
+    btf_vmlinux_value_type_id: int = 0, map_extra: int = 0,
 ) -> int:  # fmt: skip
     """A map that is no object's; the caller closes the descriptor.
 
@@ -405,13 +421,15 @@ def create_map(
     """
     opts = _CreateOpts(
         sz=ctypes.sizeof(_CreateOpts), btf_fd=btf_fd, btf_key_type_id=btf_key_type_id,
-        btf_value_type_id=btf_value_type_id, map_flags=map_flags,
+        btf_value_type_id=btf_value_type_id,
+        btf_vmlinux_value_type_id=btf_vmlinux_value_type_id, map_flags=map_flags,
+        map_extra=map_extra,
     )  # fmt: skip
     fd = lib.bpf_map_create(
         type, name.encode()[:15], c_uint32(key_size), c_uint32(value_size), c_uint32(max_entries),
         byref(opts),
     )  # fmt: skip
-    return _check(fd, f'map "{name}"')
+    return check(fd, f'map "{name}"')
 
 
 def map_memory(fd: int) -> int:
@@ -426,7 +444,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     result = lib.bpf_map_lookup_elem(fd, key, value)
     if result == -errno.ENOENT:
         return None
-    _check(result, f"map {fd}")
+    check(result, f"map {fd}")
     return value.raw
 
 
@@ -438,7 +456,7 @@ def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
         result = lib.bpf_map_get_next_key(fd, previous, key)
         if result == -errno.ENOENT:
             return
-        _check(result, f"map {fd}")
+        check(result, f"map {fd}")
         previous = key.raw
         yield previous
 
@@ -452,11 +470,21 @@ class Link:
 
     @property
     def fd(self) -> int:
-        return _check(lib.bpf_link__fd(self._handle), self._what)
+        return check(lib.bpf_link__fd(self._handle), self._what)
 
     def close(self) -> None:
         lib.bpf_link__destroy(self._handle)
         self._handle = c_void_p(None)
+
+
+class LinkFd:
+    """As :class:`Link`, of a link that is no program's."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class TestRun(ctypes.Structure):
@@ -491,7 +519,7 @@ class Program:
 
     @property
     def fd(self) -> int:
-        return _check(lib.bpf_program__fd(self._handle), self.name)
+        return check(lib.bpf_program__fd(self._handle), self.name)
 
     @property
     def is_autoloaded(self) -> bool:
@@ -500,7 +528,7 @@ class Program:
 
     def set_autoload(self, load: bool) -> None:
         """Before load: whether the program is loaded with its object."""
-        _check(lib.bpf_program__set_autoload(self._handle, ctypes.c_bool(load)), self.name)
+        check(lib.bpf_program__set_autoload(self._handle, ctypes.c_bool(load)), self.name)
 
     def attach(self) -> Link:
         """Attach where the program's section says."""
@@ -648,12 +676,12 @@ def create_cgroup_iter_link(prog_fd: int, order: int, cgroup_id: int) -> int:
         iter_info_len=ctypes.sizeof(info),
     )
     result = lib.bpf_link_create(prog_fd, 0, BPF_TRACE_ITER, byref(opts))
-    return _check(result, f"cgroup {cgroup_id}")
+    return check(result, f"cgroup {cgroup_id}")
 
 
 def create_iter(link_fd: int) -> int:
     """Start one walk of an attached iterator; what it writes is read from the descriptor."""
-    return _check(lib.bpf_iter_create(link_fd), "iterator")
+    return check(lib.bpf_iter_create(link_fd), "iterator")
 
 
 _SAMPLE_FN = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
@@ -673,11 +701,11 @@ class RingBuffer:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "ring buffer")
         self._handle = c_void_p(handle)
-        self.fd: int = _check(lib.ring_buffer__epoll_fd(self._handle), "ring buffer")
+        self.fd: int = check(lib.ring_buffer__epoll_fd(self._handle), "ring buffer")
 
     def consume(self) -> int:
         """Hand every record that was submitted to the receiver; how many there were."""
-        return _check(lib.ring_buffer__consume(self._handle), "ring buffer")
+        return check(lib.ring_buffer__consume(self._handle), "ring buffer")
 
     def close(self) -> None:
         lib.ring_buffer__free(self._handle)

@@ -31,7 +31,7 @@ from .refusals import attach_refused, refusals
 from .valuetype import AGGREGATED, MAX, MIN, SUM
 
 __all__ = ("Request", "Stage", "describe", "into_kernel", "load", "load_object", "open_object",
-           "populate", "refusals")  # fmt: skip
+           "populate", "refusals", "walk")  # fmt: skip
 
 _CONFIG = ".rodata.cgstat"
 _MAX_DEPTH = 256
@@ -58,7 +58,7 @@ class Request:
     """What is to be loaded, and how.
 
     :param path: a CO-RE object, built from C that includes ``cgstat.bpf.h``; or a bcc program
-    :param engine: the engine of the mount; a collector that cannot use it gets ``standalone``
+    :param engine: the engine of the mount; a collector that cannot use it gets the next that it can
     :param root_id: id of the root of the v2 hierarchy, as far up as we see it
     :param initials: ids of initial cgroups, by stats maps' files; "" for those not named
     :param keep: where a collector is pinned whose maps are to be used on, if they fit
@@ -97,6 +97,9 @@ class Request:
         return self.initials.get(file, self.initials.get("", 0))
 
 
+_Links = list[tuple[str, libbpf.Link | libbpf.LinkFd]]
+
+
 @dataclass
 class Stage:
     """A stats map while it is loaded."""
@@ -105,6 +108,11 @@ class Stage:
     about: btf.Description
     initial: int
     level: int = 0
+
+    @property
+    def is_aggregated(self) -> bool:
+        """Whether it has an aggregator."""
+        return AGGREGATED in self.about.value_type.operations
 
     def config(self) -> bytes:
         """``struct cgstat_map_config``."""
@@ -128,7 +136,7 @@ def _prefixes(obj: libbpf.Object) -> Iterator[str]:
 
 def _made_programs(prefix: str) -> set[str]:
     """Names of the programs that the declaration of a stats map makes."""
-    endings = set().union(*(kind.programs for kind in ENGINES))
+    endings = {ending for kind in ENGINES for ending in (*kind.programs, kind.aggregator) if ending}
     return {f"{prefix}_{ending}" for ending in endings}
 
 
@@ -279,6 +287,8 @@ def _configure(obj: libbpf.Object, engine: Engine, stages: list[Stage]) -> None:
             obj.maps[name].set_autocreate(False)
         for name in _made_programs(prefix) - {f"{prefix}_{ending}" for ending in engine.programs}:
             obj.programs[name].set_autoload(False)
+        if engine.aggregator and stage.is_aggregated:
+            obj.programs[f"{prefix}_{engine.aggregator}"].set_autoload(True)
 
 
 def _level(cgroup_id: int) -> int:
@@ -286,7 +296,7 @@ def _level(cgroup_id: int) -> int:
     probe = libbpf.Object(object_path("cgroup_level"))
     try:
         probe.load()
-        return len(_walk(probe.programs["level"].fd, libbpf.CGROUP_ITER_ANCESTORS_UP, cgroup_id)) - 1
+        return len(walk(probe.programs["level"].fd, libbpf.CGROUP_ITER_ANCESTORS_UP, cgroup_id)) - 1
     finally:
         probe.close()
 
@@ -318,15 +328,15 @@ def _reuse(
 # After
 
 
-def _walk(program: int, order: int, cgroup_id: int) -> bytes:
+def walk(program: int, order: int, cgroup_id: int) -> bytes:
     """Walk a cgroup iterator; what it wrote."""
     link = libbpf.create_cgroup_iter_link(program, order, cgroup_id)
     try:
-        walk = libbpf.create_iter(link)
+        fd = libbpf.create_iter(link)
         try:
-            return b"".join(iter(lambda: os.read(walk, 4096), b""))
+            return b"".join(iter(lambda: os.read(fd, 4096), b""))
         finally:
-            os.close(walk)
+            os.close(fd)
     finally:
         os.close(link)
 
@@ -343,14 +353,31 @@ def populate(program: int, entries: int, top: int, *, is_root: bool) -> None:
     for _ in range(_MAX_DEPTH if is_root else 0):
         if libbpf.map_lookup(entries, key, size):
             break
-        _walk(program, libbpf.CGROUP_ITER_ANCESTORS_UP, top)
-    _walk(program, libbpf.CGROUP_ITER_DESCENDANTS_PRE, top)
+        walk(program, libbpf.CGROUP_ITER_ANCESTORS_UP, top)
+    walk(program, libbpf.CGROUP_ITER_DESCENDANTS_PRE, top)
+
+
+def _aggregate(
+    obj: libbpf.Object, engine: Engine, stage: Stage, keep: Path | None
+) -> tuple[str, libbpf.LinkFd]:
+    """Register the aggregator of a stats map, in place of the one that is kept."""
+    name = f"{stage.prefix}_{engine.aggregator}"
+    parts = {part: obj.maps[f"{stage.prefix}_{part}"].fd for part in engine.parts}
+    before = libbpf.get_pinned(keep / "links" / name) if keep else None
+    try:
+        return name, libbpf.LinkFd(engine.aggregate(obj.programs[name].fd, parts, before))
+    finally:
+        if before is not None:
+            os.close(before)
 
 
 def _attach_made(
-    obj: libbpf.Object, engine: Engine, stages: list[Stage], root_id: int, links: list[tuple[str, libbpf.Link]]
+    obj: libbpf.Object, engine: Engine, stages: list[Stage], root_id: int, keep: Path | None, links: _Links
 ) -> None:
-    """The engine's programs, the life cycle of entries first, and the entries."""
+    """The engine's programs, the life cycle of entries first, and the entries.
+
+    :param keep: where the collector is pinned whose maps they use
+    """
     for stage in stages:
         prefix = stage.prefix
         for ending in engine.attached:
@@ -361,10 +388,12 @@ def _attach_made(
                 obj.programs[f"{prefix}_{engine.populate}"].fd, obj.maps[f"{prefix}_{engine.parts[0]}"].fd,
                 stage.initial or root_id, is_root=not stage.initial,
             )  # fmt: skip
+        if engine.aggregator and stage.is_aggregated:
+            links.append(_aggregate(obj, engine, stage, keep))
 
 
 def _collected(
-    obj: libbpf.Object, engine: Engine, stages: list[Stage], links: list[tuple[str, libbpf.Link]], name: str
+    obj: libbpf.Object, engine: Engine, stages: list[Stage], links: _Links, name: str
 ) -> Collector:
     """The loaded collector, by descriptors of its own."""
     collector = Collector(name, engine)
@@ -397,8 +426,7 @@ def _place(
     obj: libbpf.Object, engine: Engine, stages: list[Stage]
 ) -> tuple[Engine, list[str]]:
     """The engine for an object, and notes; see :func:`placement.check`."""
-    aggregated = [s.about.file for s in stages if AGGREGATED in s.about.value_type.operations]
-    return placement.check(_own_programs(obj, stages).values(), aggregated, engine)
+    return placement.check(_own_programs(obj, stages).values(), engine)
 
 
 def into_kernel(
@@ -420,7 +448,7 @@ def into_kernel(
     return engine, notes, kept
 
 
-def _attach_own(programs: Iterable[libbpf.Program], links: list[tuple[str, libbpf.Link]]) -> None:
+def _attach_own(programs: Iterable[libbpf.Program], links: _Links) -> None:
     for program in programs:
         if placement.attaches(program):
             try:
@@ -445,7 +473,7 @@ def _rehearse(request: Request) -> None:
     :raises CollectorError: a program cannot be attached
     """
     obj = open_object(request.path, request.read())
-    links: list[tuple[str, libbpf.Link]] = []
+    links: _Links = []
     try:
         stages = _describe(obj, request)
         into_kernel(obj, replace(request, keep=None), stages)
@@ -464,9 +492,9 @@ def load_object(obj: libbpf.Object, request: Request, stages: list[Stage], name:
     """
     own = _own_programs(obj, stages)
     engine, notes, kept = into_kernel(obj, request, stages)
-    links: list[tuple[str, libbpf.Link]] = []
+    links: _Links = []
     try:
-        _attach_made(obj, engine, stages, request.root_id, links)
+        _attach_made(obj, engine, stages, request.root_id, request.keep if kept else None, links)
         if kept and request.keep:
             _stop_others(request.keep)
         _attach_own(own.values(), links)

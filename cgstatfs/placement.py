@@ -81,12 +81,8 @@ def _check_kind(program: Program) -> None:
         )
 
 
-def _refused_by(
-    engine: type[Engine] | Engine, programs: list[Program], aggregated: list[str]
-) -> str | None:
+def _refused_by(engine: type[Engine] | Engine, programs: list[Program]) -> str | None:
     """Why an engine cannot be used for a collector, if one of its programs updates."""
-    if aggregated and not engine.aggregates:
-        return f'stats map "{aggregated[0]}" has an aggregator, which {engine.name} cannot fold with'
     for program in programs:
         kind, target = _section(program)
         what = f'program "{program.name}" ({program.section})'
@@ -105,13 +101,10 @@ def _works(engine: type[Engine]) -> bool:
     return True
 
 
-def check(
-    programs: Iterable[Program], aggregated: list[str], engine: Engine
-) -> tuple[Engine, list[str]]:
+def check(programs: Iterable[Program], engine: Engine) -> tuple[Engine, list[str]]:
     """The engine for a collector, and notes on what its user should know.
 
     :param programs: the collector's own
-    :param aggregated: files of its stats maps that have an aggregator
     :param engine: that is to be used if it can; else the best of those after it
     :raises CollectorError: a program cannot be attached
     """
@@ -123,13 +116,13 @@ def check(
                 f'program "{program.name}" ({program.section}) may miss events: BPF skips such '
                 "programs while user space uses maps; use tp_btf or fentry"
             )
-    reason = _refused_by(engine, programs, aggregated)
+    reason = _refused_by(engine, programs)
     if not reason:
         return engine, notes
     others = ENGINES[[kind.name for kind in ENGINES].index(engine.name) + 1 :]
     # The last one takes all programs, and works wherever one before it does.
     instead = next(
-        (kind for kind in others[:-1] if not _refused_by(kind, programs, aggregated) and _works(kind)),
+        (kind for kind in others[:-1] if not _refused_by(kind, programs) and _works(kind)),
         others[-1],
     )  # fmt: skip
     notes.append(f"engine {instead.name}: {reason}")

@@ -72,7 +72,8 @@ class Engine(ABC):
     :cvar callers: the kinds of programs that can update, by what their sections begin with;
         None: all
     :cvar calls: what it is that the others cannot call
-    :cvar aggregates: whether it folds with aggregators of collectors
+    :cvar aggregator: ending of the program that is the aggregator of a stats map that has one,
+        which is registered; None: its programs call the function
     :cvar inside_rstat: whether programs can update that run where the kernel holds rstat's locks
     """
 
@@ -85,7 +86,7 @@ class Engine(ABC):
     reader: str
     callers: frozenset[str] | None = None
     calls: str = ""
-    aggregates: bool = True
+    aggregator: str | None = None
     inside_rstat: bool = True
 
     @abstractmethod
@@ -109,6 +110,17 @@ class Engine(ABC):
         :param reader: descriptor of the one named for :attr:`reader`, loaded; it has to stay
             open
         """
+
+    def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:
+        """Have a stats map folded by its :attr:`aggregator`.
+
+        :param program: its descriptor
+        :param parts: descriptors, by the endings of :attr:`parts`
+        :param link: descriptor of that which stands for the one before, to be replaced
+        :returns: descriptor of a link
+        :raises OSError: the kernel refuses
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def usage(self, parts: Mapping[str, int]) -> Usage:

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from .. import libbpf
+from .. import libbpf, struct_ops
 from ..btf import kernel_map_types
 from ..valuetype import ValueType
 from .base import Engine, EngineUnavailable, Lookup, Setting, Usage
@@ -24,6 +24,7 @@ __all__ = ("Native",)
 _TYPE = "BPF_MAP_TYPE_CGROUP_STATS"
 # BPF_F_CGROUP_STATS_* of include/uapi/linux/bpf.h
 _FLAGS = {"CGSTAT_NO_PERCPU": 1 << 19, "CGSTAT_NO_HIERARCHY": 1 << 20}
+_NO_CGROUP = (1 << 64) - 1
 # struct cgstat_ctl: where updates that were lost are counted.
 _LOST = slice(32, 40)
 
@@ -58,18 +59,21 @@ class Native(Engine):
         "kretprobe.multi",
     })  # fmt: skip
     calls = "the kernel's stats maps"
-    aggregates = False
+    aggregator = "aggregator"
 
     def probe(self) -> None:
-        number = _type_number()
+        """Ask for a map of a cgroup that there is not, as one of all cgroups takes memory."""
         try:
-            os.close(libbpf.create_map(number, "probe", 8, 8, 0))
+            os.close(libbpf.create_map(_type_number(), "probe", 8, 8, 0, map_extra=_NO_CGROUP))
+        except FileNotFoundError:
+            return
         except OSError as error:
             name = errno.errorcode.get(error.errno, str(error.errno))
+            hint = "; it takes CONFIG_BPF_CGROUP_STATS" if error.errno == errno.EINVAL else ""
             raise EngineUnavailable(
-                f"the kernel knows {_TYPE}, and refuses to make one ({name}); it takes "
-                "CONFIG_BPF_CGROUP_STATS"
+                f"the kernel knows {_TYPE}, and refuses to make one ({name}){hint}"
             ) from None
+        raise EngineUnavailable(f"the kernel's {_TYPE} is another: it takes any initial cgroup")
 
     def configure(self, parts: Mapping[str, libbpf.Map], setting: Setting) -> None:
         native = parts["native"]
@@ -90,6 +94,13 @@ class Native(Engine):
             return unpack(value)
 
         return look_up
+
+    def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:
+        map_id = libbpf.map_info(parts["native"]).id
+        if link is None:
+            return struct_ops.register(program, map_id)
+        struct_ops.replace(link, program, map_id)
+        return os.dup(link)
 
     def usage(self, parts: Mapping[str, int]) -> Usage:
         """Entries come and go while they are counted, and memory is the kernel's own figure."""

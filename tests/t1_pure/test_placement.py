@@ -47,7 +47,7 @@ class Program:
 @pytest.mark.parametrize("kind", ["tp_btf", "fentry", "fexit"])
 @pytest.mark.parametrize("target", INSIDE)
 def test_inside_of_rstats_locks(kind: str, target: str) -> None:
-    engine, (note,) = check([Program("tp_btf/sched_switch"), Program(f"{kind}/{target}")], [], Rstat())
+    engine, (note,) = check([Program("tp_btf/sched_switch"), Program(f"{kind}/{target}")], Rstat())
     assert engine.name == Standalone.name
     assert f"({kind}/{target}) runs inside of locks that rstat takes" in note
 
@@ -55,12 +55,12 @@ def test_inside_of_rstats_locks(kind: str, target: str) -> None:
 @pytest.mark.parametrize("kind", [Native, Standalone])
 @pytest.mark.parametrize("target", INSIDE)
 def test_the_other_engines_may_be_there(target: str, kind: type[Engine]) -> None:
-    engine, notes = check([Program(f"fentry/{target}")], [], kind())
+    engine, notes = check([Program(f"fentry/{target}")], kind())
     assert (engine.name, notes) == (kind.name, [])
 
 
 @pytest.mark.parametrize("kind", ["tp_btf", "fentry", "fexit"])
 @pytest.mark.parametrize("target", OUTSIDE)
 def test_elsewhere(kind: str, target: str) -> None:
-    engine, notes = check([Program(f"{kind}/{target}")], [], Rstat())
+    engine, notes = check([Program(f"{kind}/{target}")], Rstat())
     assert (engine.name, notes) == (Rstat.name, [])

@@ -8,28 +8,50 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cgstatfs import libbpf
+from cgstatfs import libbpf, struct_ops
 from cgstatfs.collectors import Collector, remove_pins
+from cgstatfs.engines import Engine
 from cgstatfs.loading import Request, load
 from cgstatfs.runtime import mount_bpffs
 
 from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, wait_until
+from .test_properties import DISTINCT, end, registers, update
 from .test_updates import ADD, FILE, add_in
 
 CALLS = BUILD / "tests" / "calls.bpf.o"
+AGGREGATED = BUILD / "tests" / "aggregated.bpf.o"
 # What no cgroup has.
 UNKNOWN = 1 << 40
+# What no map has.
+NO_MAP = (1 << 31) - 2
 
 
 @pytest.fixture
-def calls(engine_name: str, cgroupfs: Path) -> Iterator[Loaded]:
+def engine(engine_name: str) -> Engine:
     if engine_name != "native":
         pytest.skip("another engine")
-    engine = make_engine(engine_name)
+    return make_engine(engine_name)
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    mount_bpffs()
+    directory = Path(f"/sys/fs/bpf/cgstatfs-test-{os.getpid()}")
+    directory.mkdir()
+    yield directory
+    for each in directory.iterdir():
+        remove_pins(each)
+    directory.rmdir()
+
+
+@pytest.fixture
+def calls(engine: Engine, cgroupfs: Path) -> Iterator[Loaded]:
     loaded = Loaded(engine, [load(Request(CALLS, engine, cgroup_id(cgroupfs)))])
     yield loaded
     loaded.collectors[0].close()
@@ -92,24 +114,52 @@ def test_memory_follows_cgroups(calls: Loaded, tree: Path) -> None:
     wait_until(lambda: calls.usage(FILE).memory == before.memory, "the memory to be returned")
 
 
-def test_pinned_it_goes_on(calls: Loaded, tree: Path) -> None:
+def test_pinned_it_goes_on(calls: Loaded, tree: Path, pins: Path) -> None:
     """Whoever loaded it may end; from its pins it is served, and counts."""
-    mount_bpffs()
-    pins = Path(f"/sys/fs/bpf/cgstatfs-test-{os.getpid()}")
     (collector,) = calls.collectors
-    try:
-        collector.pin(pins / "calls")
-        add_in(tree, ADD, 1)
-        served = Collector.from_pins(pins / "calls", to_serve=True)
-        assert not served.programs and served.engine.name == "native"
-        (stats_map,) = served.stats_maps
-        collector.close()
-        add_in(tree, ADD, 2)
-        assert stats_map.lookup(cgroup_id(tree))[0] == 3
-        with pytest.raises(OSError) as caught:
-            stats_map.lookup(UNKNOWN)
-        assert caught.value.errno == errno.ENOENT
-        served.close()
-    finally:
-        remove_pins(pins / "calls")
-        pins.rmdir()
+    collector.pin(pins / "calls")
+    add_in(tree, ADD, 1)
+    served = Collector.from_pins(pins / "calls", to_serve=True)
+    assert not served.programs and served.engine.name == "native"
+    (stats_map,) = served.stats_maps
+    collector.close()
+    add_in(tree, ADD, 2)
+    assert stats_map.lookup(cgroup_id(tree))[0] == 3
+    with pytest.raises(OSError) as caught:
+        stats_map.lookup(UNKNOWN)
+    assert caught.value.errno == errno.ENOENT
+    served.close()
+
+
+def test_an_aggregator_stays_with_its_map(
+    engine: Engine, cgroupfs: Path, tree: Path, pins: Path, work: Path
+) -> None:
+    """While it is pinned alone, while it is replaced, and beside one for a map of the same name."""
+    a, b = tree / "a", tree / "b"
+    a.mkdir()
+    b.mkdir()
+    request = Request(AGGREGATED, engine, cgroup_id(cgroupfs))
+    link = "distinct_aggregator"
+    with closing(load(request)) as collector:
+        collector.pin(pins / "aggregated")
+        id = libbpf.link_info(collector.links[link]).id
+    with closing(load(request)) as other:
+        end(update(work, a, DISTINCT, 1, 100))
+        with closing(load(replace(request, keep=pins / "aggregated"))) as collector:
+            assert libbpf.link_info(collector.links[link]).id == id
+            remove_pins(pins / "aggregated")
+            end(update(work, b, DISTINCT, 51, 100))
+            for each in (collector, other):
+                found = Loaded(engine, [each]).value("test.distinct", tree)["seen"]
+                assert found == registers(range(1, 151), len(found))
+    wait_until(lambda: not libbpf.link_exists(id), "the kernel to let go of the aggregator")
+
+
+def test_a_map_has_one_aggregator(engine: Engine, cgroupfs: Path) -> None:
+    with closing(load(Request(AGGREGATED, engine, cgroup_id(cgroupfs)))) as collector:
+        program = collector.programs["distinct_aggregator"]
+        map_id = libbpf.map_info(collector.maps["distinct_native"]).id
+        with pytest.raises(FileExistsError):
+            struct_ops.register(program, map_id)
+        with pytest.raises(FileNotFoundError):
+            struct_ops.register(program, NO_MAP)
