@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # make mount | umount | build | clean
 # make test | test-vm [KERNEL=6.12] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
+# make measure-kernel
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
 # Of the kernel that is built, see tests/vm/build.py; TREE: a source tree of one's own to build.
-TREE ?=
+TREE ?= $(CGSTATFS_TREE)
 VARIANT ?= $(if $(TREE),tree,native)
 export CGSTATFS_TREE = $(TREE)
 
@@ -42,7 +43,9 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 	-Ibuild -Ibpf
 
 .DELETE_ON_ERROR:
-.PHONY: mount umount build test test-vm kernel test-kernel clean root packages test-packages \
+# apt and the kernel's build are in a lock each, and use what cpus there are.
+.NOTPARALLEL:
+.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel clean root packages test-packages \
 	kernel-packages
 
 mount: build
@@ -74,7 +77,7 @@ TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 test: $(TESTING) kernel $(KERNEL_TESTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-test-vm: $(TESTING) $(if $(KERNEL),,kernel $(KERNEL_TESTS))
+test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel $(KERNEL_TESTS))
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
 
 # Nothing is built that the cache has.
@@ -84,6 +87,12 @@ kernel: kernel-packages
 test-kernel: $(TESTING) kernel $(KERNEL_TESTS)
 	CGSTATFS_CHURN_SECONDS=$${CGSTATFS_CHURN_SECONDS-600} \
 		$(PYTHON) -m pytest tests/t5_guests --kernel $(VARIANT)
+
+# In instructions, not in time.
+measure-kernel: $(TESTING) kernel-packages
+	@for variant in native-fast unpatched-fast; do \
+		/usr/bin/python3 -m tests.vm.build $$variant || exit 1; done
+	$(PYTHON) -m tests.kernel.measure
 
 clean:
 	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)

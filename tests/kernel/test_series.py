@@ -38,6 +38,7 @@ def _cases() -> Iterator[object]:
         listed = subprocess.run(
             [program, "--list"], text=True, stdout=subprocess.PIPE, check=True
         )
+        assert listed.stdout, f"{program} has no cases"
         for line in listed.stdout.splitlines():
             case = line.split()[0]
             yield pytest.param(program, case, id=f"{program.name}-{case}")

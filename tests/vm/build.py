@@ -26,6 +26,8 @@ __all__ = ("NAMES", "TREE", "build")
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _KERNEL = _REPOSITORY / "kernel"
 _SOURCE = "linux-source-6.12"
+# What the series is for, and applies to exactly. Mirrors have it until there are newer ones.
+_SOURCE_VERSION = "6.12.117-1~deb12u1"
 # A working tree with commits of one's own, built as it is in place of source and patches.
 TREE = "tree"
 _TREE_VARIABLE = "CGSTATFS_TREE"
@@ -118,10 +120,11 @@ def _source(cache: Path, refresh: bool) -> Path:
         with locked(cache):
             apt = Apt(cache / "apt")
             apt.update()
-            folder = cache / f"{_SOURCE}_{apt.version(_SOURCE)}"
+            version = apt.version(_SOURCE, _SOURCE_VERSION)
+            folder = cache / f"{_SOURCE}_{version}"
             if not folder.exists():
                 partial = folder.with_name(folder.name + ".partial")
-                unpack(apt, [_SOURCE], partial)
+                unpack(apt, [f"{_SOURCE}={version}"], partial)
                 partial.rename(folder)
         old = link.resolve()
         link.unlink(missing_ok=True)
@@ -140,9 +143,13 @@ def _version(source: Path) -> str:
 
 
 def _digest(source: Path, recipe: _Recipe) -> str:
-    """Name all that goes into a kernel. The compiler is left out: any will do."""
+    """Name all that goes into a kernel. The compiler is left out: any will do.
+
+    Not any pahole: what the kernel says of its types depends on it.
+    """
     digest = hashlib.sha256()
-    for part in (_version(source), *sorted(recipe.options().items())):
+    pahole = output(["pahole", "--version"]).strip()
+    for part in (_version(source), pahole, *sorted(recipe.options().items())):
         digest.update(f"{part}\n".encode())
     for file in (*recipe.patches(), Path(__file__)):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
@@ -152,6 +159,9 @@ def _digest(source: Path, recipe: _Recipe) -> str:
 
 def _build(cache: Path, name: str, source: Path, folder: Path) -> None:
     recipe = _RECIPES[name]
+    tree = cache / "build"
+    # Of a build that did not end.
+    shutil.rmtree(tree, ignore_errors=True)
     free = shutil.disk_usage(cache).free / 1e9
     if free < _FREE_GIGABYTES:
         raise KernelError(
@@ -166,8 +176,6 @@ def _build(cache: Path, name: str, source: Path, folder: Path) -> None:
         f"takes about ten minutes on two cores, log: {steps.log}",
         flush=True,
     )
-    tree = cache / "build"
-    shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
     steps.run(tree, "tar", "-xf", source, "--strip-components=1")
     for patch in patches:
@@ -182,7 +190,7 @@ def _build_tree(cache: Path) -> Path:
     """Build a working tree, of which make only does what has changed."""
     tree = Path(os.environ.get(_TREE_VARIABLE, "")).absolute()
     if not (tree / "Kconfig").exists():
-        raise KernelError(f"{tree}: no kernel source; set {_TREE_VARIABLE} to a tree with one")
+        raise KernelError(f"{tree}: no kernel source; set TREE, or {_TREE_VARIABLE}, to a tree with one")
     _compile(_Steps(cache / "build.log"), tree, _RECIPES["native"])
     folder = cache / "built" / TREE
     shutil.rmtree(folder, ignore_errors=True)
@@ -212,6 +220,8 @@ class _Steps:
                     stdout=log,
                     stderr=log,
                     check=False,
+                    # The lock, see debian.locked().
+                    close_fds=False,
                 )
         except FileNotFoundError:
             raise KernelError("nice is not installed; it comes with coreutils") from None
@@ -228,7 +238,8 @@ def _apply(steps: _Steps, tree: Path, patch: Path, source: Path) -> None:
         steps.run(tree, "patch", "-p1", "--fuzz=0", "--batch", "--forward", "-i", patch)
     except KernelError as error:
         raise KernelError(
-            f"{patch.relative_to(_REPOSITORY)}: does not apply to {_version(source)}: {error}"
+            f"{patch.relative_to(_REPOSITORY)}: does not apply to {_version(source)}; the series "
+            f"is for {_SOURCE_VERSION}: {error}"
         ) from None
 
 

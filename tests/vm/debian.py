@@ -25,22 +25,30 @@ class KernelError(Exception):
 def cache_folder() -> Path:
     """Return the folder that everything is kept in."""
     root = os.environ.get("CGSTATFS_CACHE") or Path.home() / ".cache" / "cgstatfs"
-    return Path(root).absolute() / "kernels"
+    return Path(root).resolve() / "kernels"
 
 
 @contextmanager
 def locked(cache: Path, name: str = "lock") -> Iterator[None]:
-    """Keep other runs from writing to the cache meanwhile."""
+    """Keep other runs from writing to the cache meanwhile.
+
+    What inherits it keeps the lock, too: a make that goes on when its build was killed.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / name, "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        lock = open(cache / name, "w", encoding="ascii")
     except OSError as error:
         raise KernelError(
             f"{error.filename or cache}: {error.strerror}; set CGSTATFS_CACHE to a "
-            "folder that can be written to and has 2 GB free"
+            "folder that can be written to"
         ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            yield
+        except OSError as error:
+            raise KernelError(f"{error.filename or cache}: {error.strerror}") from None
 
 
 def unpack(apt: Apt, packages: list[str], folder: Path) -> None:
@@ -98,9 +106,11 @@ class Apt:
     def package_names(self) -> set[str]:
         return set(self._run("apt-cache", "pkgnames", "linux-").split())
 
-    def version(self, package: str) -> str:
-        """Return the version of a package that `download` would get."""
+    def version(self, package: str, wanted: str | None = None) -> str:
+        """Return the version of a package that there is: the one that is wanted, or the newest."""
         lines = self._run("apt-cache", "policy", package).splitlines()
+        if wanted is not None and any(line.split()[:1] == [wanted] for line in lines):
+            return wanted
         for line in lines:
             if line.startswith("  Candidate: ") and not line.endswith("(none)"):
                 return line.split()[1]

@@ -4,7 +4,8 @@
 # command and hands its output and exit status to the host.
 #
 # $1 is a folder shared with the host. In it: "command", a script to run;
-# "output" and "status", written here; "started", made just before the command.
+# "output", "trouble" and "status", written here; "started", made just before the
+# command.
 # The virtio ports that virtme-ng offers for this are only there with udev; with
 # it, /dev/stdout and /dev/stderr lead to them and are put right here.
 #
@@ -72,18 +73,23 @@ while kill -0 "$reader" 2>/dev/null && [ "$tries" -gt 0 ]; do
 	tries=$((tries - 1))
 done
 
-# Leaks are not on the console, the host's only view of the log, unless they are
-# put there. An object is not suspected until it is 5 seconds old, and unreferenced
-# when it was scanned for twice.
-leaks=/sys/kernel/debug/kmemleak
-if mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug; then
+# What the kernel's checks found and the console, the host's only view of the log,
+# does not show: leaks, and checks that gave up. An object is not suspected until it
+# is 5 seconds old, and unreferenced when it was scanned for twice.
+look_for_trouble() {
+	leaks=/sys/kernel/debug/kmemleak
+	mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug ||
+		echo "WARNING: cannot mount debugfs, so nobody looked for leaks"
 	if [ -e "$leaks" ]; then
 		sleep 6
-		echo scan >"$leaks"
-		echo scan >"$leaks"
-		head -n 200 "$leaks" | sed 's/^/<3>/' >/dev/kmsg
+		echo scan >"$leaks" && echo scan >"$leaks" ||
+			echo "kmemleak: Kernel memory leak detector disabled"
+		head -n 200 "$leaks"
 	fi
-fi
+	[ ! -e /proc/lockdep_stats ] || grep -q 'debug_locks: *1$' /proc/lockdep_stats ||
+		echo "INFO: lockdep is turned off."
+}
+look_for_trouble >"$shared/trouble" 2>&1
 
 echo "$status" >"$shared/status.new" && mv "$shared/status.new" "$shared/status"
 

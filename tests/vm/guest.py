@@ -97,7 +97,8 @@ def run(
             except GuestError as error:
                 _print_lines("last of the guest's console", console[-_LOG_TAIL_LINES:])
                 raise GuestError(f"{kernel.release}: {error}") from None
-    trouble = kernel_trouble(console)
+        found = (shared / "trouble").read_text(errors="replace").splitlines()
+    trouble = kernel_trouble(console) + kernel_trouble(found)
     if trouble:
         _print_lines(f"{kernel.release}: trouble in the kernel log", trouble)
         raise GuestError(

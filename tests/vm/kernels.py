@@ -84,7 +84,11 @@ def busybox() -> Path:
 
 
 def _built(name: str, refresh: bool) -> Kernel:
-    """Return a kernel that is built here, with the headers of Debian's of that version."""
+    """Return a kernel that is built here, with the headers of Debian's of that version.
+
+    They are good for what bcc needs of types. As Debian configures it otherwise, fields of its
+    structs may be elsewhere.
+    """
     folder = build.build(name, refresh=refresh)
     kernel = _describe(name, folder)
     if not _has_headers(folder):
@@ -95,9 +99,10 @@ def _built(name: str, refresh: bool) -> Kernel:
 
 
 def _lead(link: Path, target: Path) -> None:
-    """Make a link, relative so that the cache can be moved."""
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(target, link.parent))
+    """Make a link, relative so that the cache can be moved; others may, too."""
+    fresh = link.with_name(f"{link.name}.{os.getpid()}")
+    fresh.symlink_to(os.path.relpath(target, link.parent))
+    fresh.replace(link)
 
 
 def _select(cache: Path, name: str) -> None:
