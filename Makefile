@@ -6,9 +6,9 @@
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
 # Of the kernel that is built, see tests/vm/build.py; TREE: a source tree of one's own to build.
-TREE ?= $(CGSTATFS_TREE)
-VARIANT ?= $(if $(TREE),tree,native)
-export CGSTATFS_TREE = $(TREE)
+TREE ?=
+export CGSTATFS_TREE := $(or $(TREE),$(CGSTATFS_TREE))
+VARIANT ?= $(if $(CGSTATFS_TREE),tree,native)
 
 # What is built, and what runs it: clang and bpftool compile the BPF programs, llvm strips
 # them, libfuse3-dev and the Python headers are for building pyfuse3.

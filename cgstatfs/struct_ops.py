@@ -66,7 +66,7 @@ class _Layout:
     value: int
     size: int
     fold: int
-    map_id: int
+    map_fd: int
 
 
 @cache
@@ -76,7 +76,7 @@ def _layout() -> _Layout:
     data = value.offsets["data"]
     return _Layout(
         ops.type_id, list(ops.offsets).index("fold"), value.type_id, value.size,
-        data + ops.offsets["fold"], data + ops.offsets["map_id"],
+        data + ops.offsets["fold"], data + ops.offsets["map_fd"],
     )  # fmt: skip
 
 
@@ -97,12 +97,12 @@ lib.libbpf_register_prog_handler(
 )
 
 
-def _make(program: int, map_id: int) -> int:
+def _make(program: int, stats_map: int) -> int:
     """The map of a ``struct cgroup_stats_ops``; the caller closes the descriptor."""
     layout = _layout()
     value = ctypes.create_string_buffer(layout.size)
     ctypes.c_uint64.from_buffer(value, layout.fold).value = program
-    c_uint32.from_buffer(value, layout.map_id).value = map_id
+    c_uint32.from_buffer(value, layout.map_fd).value = stats_map
     # The kernel wants one, though the type is its own.
     types = libbpf.program_btf(program)
     try:
@@ -120,27 +120,27 @@ def _make(program: int, map_id: int) -> int:
     return fd
 
 
-def register(program: int, map_id: int) -> int:
+def register(program: int, stats_map: int) -> int:
     """Have the kernel fold a map with a program.
 
     :param program: descriptor of one that was loaded from :data:`SECTION`
-    :param map_id: of the map
+    :param stats_map: descriptor of the map
     :returns: descriptor of a link, with whose end it is no more
     :raises OSError: the kernel refuses; ``EEXIST``: the map has an aggregator
     """
-    fd = _make(program, map_id)
+    fd = _make(program, stats_map)
     try:
         return libbpf.check(lib.bpf_link_create(fd, 0, _ATTACH, None), "aggregator")
     finally:
         os.close(fd)
 
 
-def replace(link: int, program: int, map_id: int) -> None:
+def replace(link: int, program: int, stats_map: int) -> None:
     """As :func:`register`, in place of what *link* stands for: no flush goes without.
 
     :raises OSError: the kernel refuses; it is as it was
     """
-    fd = _make(program, map_id)
+    fd = _make(program, stats_map)
     try:
         libbpf.check(lib.bpf_link_update(link, fd, None), "aggregator")
     finally:

@@ -96,10 +96,9 @@ class Native(Engine):
         return look_up
 
     def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:
-        map_id = libbpf.map_info(parts["native"]).id
         if link is None:
-            return struct_ops.register(program, map_id)
-        struct_ops.replace(link, program, map_id)
+            return struct_ops.register(program, parts["native"])
+        struct_ops.replace(link, program, parts["native"])
         return os.dup(link)
 
     def usage(self, parts: Mapping[str, int]) -> Usage:

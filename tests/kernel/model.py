@@ -2,7 +2,7 @@
 """A model of cgroup_rstat_updated_nolock() against flushes, checked exhaustively.
 
 One cpu updates a statistic, and can be interrupted at each instruction, once by an interrupt and
-once by an NMI, which update it as well. A second cpu flushes twice, a third one flushes another
+once by an NMI (or by a trap, which is the same here), which update it as well. A second cpu flushes twice, a third one flushes another
 subtree, which only moves what is listed to the updated tree. The machine has store buffers, as
 x86 has: a store is seen by other cpus later, in order, or when its cpu executes a barrier or an
 atomic instruction.
@@ -20,25 +20,26 @@ from typing import NamedTuple
 __all__ = ("VARIANTS", "missed")
 
 # What can be left out.
-VARIANTS = ("barrier of updates", "barrier of flushes", "interrupts off", "node of NMI")
+VARIANTS = ("barrier of updates", "barrier of flushes", "interrupts off", "count of levels")
 
 _TASK, _IRQ, _NMI = 0, 1, 2
 _UPDATER, _FLUSHER, _OTHER = 0, 1, 2
 
 
 def _update(context: int, without: str) -> list[tuple]:
-    node = 1 if context == _NMI and without != "node of NMI" else 0
-    masks = without != "interrupts off"
+    masks, counts = without != "interrupts off", without != "count of levels"
     return [
         ("store", f"value{context}", 1),
-        ("barrier",) if without != "barrier of updates" else ("nothing",),
-        ("done if", f"listed{node}", context),
-        ("mask",) if masks else ("nothing",),
-        ("done if", f"listed{node}", context),
-        ("store", f"listed{node}", 1),
-        ("push", node),
-        ("unmask",),
-        ("done", context),
+        *([("barrier",)] if without != "barrier of updates" else []),
+        ("level",),
+        ("done if listed",),
+        *([("mask",)] if masks else []),
+        *([("listing", 1)] if counts else []),
+        ("skip if listed", 2),
+        ("mark",),
+        ("push",),
+        *([("listing", 0)] if counts else []),
+        ("unmask and done",),
     ]
 
 
@@ -53,6 +54,8 @@ class _State(NamedTuple):
     memory: tuple[tuple[str, int], ...]
     buffers: tuple[tuple[tuple[str, int], ...], ...]  # of each cpu
     stack: tuple[tuple[int, int], ...]  # of contexts on the updating cpu, with where they are
+    listing: int  # how many listings are under way; its own cpu alone reads it
+    levels: tuple[int, int, int]  # of each context: how many there were
     to_come: frozenset[int]  # contexts that have not begun
     masked: bool
     done: frozenset[int]
@@ -70,6 +73,8 @@ _START = _State(
     memory=tuple((name, 0) for name in _VARIABLES),
     buffers=((), (), ()),
     stack=((_TASK, 0),),
+    listing=0,
+    levels=(0, 0, 0),
     to_come=frozenset({_IRQ, _NMI}),
     masked=False,
     done=frozenset(),
@@ -127,29 +132,33 @@ def _updated(state: _State, programs: dict[int, list[tuple]]) -> Iterator[_State
     operation, *operands = programs[context][position]
     ended = state._replace(stack=tuple(below), done=state.done | {context})
     after = state._replace(stack=(*below, (context, position + 1)))
-    drained = not state.buffers[_UPDATER]
+    drained, level = not state.buffers[_UPDATER], state.levels[context]
     if operation == "store":
         yield _buffer(after, _UPDATER, (operands[0], operands[1]))
     elif operation == "barrier":
         if drained:
             yield after
-    elif operation == "done if":
-        if not _load(state, _UPDATER, operands[0]):
-            yield after
-        elif state.masked and context == _TASK:
-            yield ended._replace(masked=False)
-        else:
-            yield ended
+    elif operation == "level":
+        levels = (*state.levels[:context], state.listing, *state.levels[context + 1 :])
+        # There is no node for it.
+        yield ended if state.listing > 1 else after._replace(levels=levels)
+    elif operation == "done if listed":
+        yield ended if _load(state, _UPDATER, f"listed{level}") else after
+    elif operation == "skip if listed":
+        skip = operands[0] if _load(state, _UPDATER, f"listed{level}") else 0
+        yield after._replace(stack=(*below, (context, position + 1 + skip)))
+    elif operation == "listing":
+        yield after._replace(listing=level + operands[0])
+    elif operation == "mark":
+        yield _buffer(after, _UPDATER, (f"listed{level}", 1))
     elif operation == "mask":
         yield after._replace(masked=True)
-    elif operation == "unmask":
+    elif operation == "unmask and done":
         # An interrupt or NMI leaves alone what it has interrupted.
-        yield after._replace(masked=state.masked and context != _TASK)
+        yield ended._replace(masked=state.masked and context != _TASK)
     elif operation == "push":
         if drained:
-            yield _write(after, **{f"head{operands[0]}": 1})
-    elif operation == "done":
-        yield ended
+            yield _write(after, **{f"head{level}": 1})
     else:
         yield after
 

@@ -253,6 +253,16 @@ int BPF_PROG(on_locked)
 	return 0;
 }
 
+/* The last to come across a cgroup: it is on the tracepoints of its last flush. */
+SEC("tp_btf/cgroup_rstat_unlock")
+int BPF_PROG(on_unlock, struct cgroup *cgrp)
+{
+	if (!bpf_cgroup_stats_update(MAP(stats), cgrp, 0, 1))
+		__sync_fetch_and_add(&runs, 1);
+	bpf_cgroup_stats_end(cgrp);
+	return 0;
+}
+
 SEC("tp_btf/nmi_handler")
 int BPF_PROG(on_nmi)
 {

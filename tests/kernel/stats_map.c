@@ -823,6 +823,31 @@ static void element_calls(void)
 	drop("a");
 }
 
+/* There is a limit to how many maps have entries for a cgroup. */
+static void many_maps(void)
+{
+	__u64 a = make("a"), b = make("a/b");
+	int maps[64], i;
+
+	maps[0] = new_map(b, 0, 8);
+	check(maps[0] >= 0);
+	for (i = 1; i < 64; i++) {
+		maps[i] = new_map(a, BPF_F_CGROUP_STATS_NO_PERCPU, 8);
+		check(maps[i] >= 0);
+	}
+	check_equal(new_map(a, 0, 8) < 0 ? -errno : 0, -E2BIG);
+	check_equal(new_map(b, 0, 8) < 0 ? -errno : 0, -E2BIG);
+	close(maps[1]);
+	for (i = 0; (maps[1] = new_map(a, 0, 8)) < 0; i++) {
+		check(errno == E2BIG && i < 500);
+		wait_a_little();
+	}
+	for (i = 0; i < 64; i++)
+		close(maps[i]);
+	drop("a/b");
+	drop("a");
+}
+
 /* Helpers of other maps are refused by the verifier. */
 static void helpers(void)
 {
@@ -1353,6 +1378,29 @@ static void rstat_tracepoints(void)
 	drop("a");
 }
 
+/* Cgroups that are freed meanwhile are updated in their last flushes, or not any more. */
+static void updated_until_freed(void)
+{
+	__u64 a = make("a"), added = 0;
+	struct loaded loaded = load(a, "on_unlock");
+	struct bpf_link *link;
+	int i;
+
+	link = attach(&loaded, "on_unlock");
+	for (i = 0; i < 200; i++) {
+		add(&loaded, make("a/b"), 1);
+		added++;
+		drop("a/b");
+	}
+	/* for them to be freed */
+	sleep(3);
+	bpf_link__destroy(link);
+	check(globals(&loaded)->runs > 200);
+	check_equal(count(loaded.maps[MAP_STATS], a), added + globals(&loaded)->runs);
+	unload(&loaded);
+	drop("a");
+}
+
 /* NMI, which are sent to all cpus to have them print what they do. */
 static void nmi(void)
 {
@@ -1403,6 +1451,22 @@ static size_t function_size(const char *name)
 	return size;
 }
 
+/* Whether a kprobe is a jump by now. */
+static bool is_optimized(void)
+{
+	FILE *f = fopen("/sys/kernel/debug/kprobes/list", "r");
+	bool found = false;
+	char line[512];
+
+	if (!f)
+		fail("kprobes/list: %m");
+	while (fgets(line, sizeof(line), f))
+		if (strstr(line, "[OPTIMIZED]"))
+			found = true;
+	fclose(f);
+	return found;
+}
+
 /*
  * An update interrupted by another one at each of its instructions, in turn.
  * No lookup that comes after may miss either.
@@ -1411,12 +1475,14 @@ static void interrupted_anywhere(void)
 {
 	static const char *const functions[] = {
 		"cgroup_rstat_updated_nolock", "bpf_cgroup_stats_update",
+		"cgroup_rstat_updated_nolock",
 	};
 	__u64 a = make("a"), b = make("a/b"), expected = 0;
 	struct loaded loaded = load(a, "at_instruction");
 	struct bpf_program *prog = bpf_object__find_program_by_name(loaded.object, "at_instruction");
-	unsigned int f, probed = 0;
+	unsigned int f, probed = 0, optimized = 0;
 
+	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
 	write_path(path("a/b/cgroup.procs"), "0");
 	set_globals(&loaded, b, getpid());
 	for (f = 0; f < ARRAY_SIZE(functions); f++) {
@@ -1431,6 +1497,14 @@ static void interrupted_anywhere(void)
 			link = bpf_program__attach_kprobe_opts(prog, functions[f], &opts);
 			if (!link)
 				continue;	/* not an instruction's beginning */
+			/*
+			 * First by a breakpoint, which counts as NMI; after a
+			 * while by a jump, where there is room for it.
+			 */
+			if (f == ARRAY_SIZE(functions) - 1) {
+				usleep(300000);
+				optimized += is_optimized();
+			}
 			/* once to be listed, and flushed, and once more when it is listed */
 			add(&loaded, b, 1);
 			expected += 1 + globals(&loaded)->runs - runs;
@@ -1446,7 +1520,9 @@ static void interrupted_anywhere(void)
 	}
 	check_equal(globals(&loaded)->failures, 0);
 	check(globals(&loaded)->runs > probed);
-	printf("%u instructions, %llu interruptions\n", probed, globals(&loaded)->runs);
+	check(optimized > 0);
+	printf("%u instructions, %u by a jump, %llu interruptions\n", probed, optimized,
+	       globals(&loaded)->runs);
 	write_path(path("cgroup.procs"), "0");
 	unload(&loaded);
 	drop("a/b");
@@ -1804,6 +1880,7 @@ static const struct {
 	CASE(lookup_by_program),
 	CASE(forks),
 	CASE(element_calls),
+	CASE(many_maps),
 	CASE(helpers),
 	CASE(new_cgroups),
 	CASE(removed_with_updates_pending),
@@ -1818,6 +1895,7 @@ static const struct {
 	CASE(memory_is_short),
 	CASE(rstat_tracepoints),
 	CASE(nmi),
+	CASE(updated_until_freed),
 	CASE(interrupted_anywhere),
 	CASE(aggregator),
 	CASE(update_against_flush),

@@ -28,8 +28,6 @@ CALLS = BUILD / "tests" / "calls.bpf.o"
 AGGREGATED = BUILD / "tests" / "aggregated.bpf.o"
 # What no cgroup has.
 UNKNOWN = 1 << 40
-# What no map has.
-NO_MAP = (1 << 31) - 2
 
 
 @pytest.fixture
@@ -158,8 +156,8 @@ def test_an_aggregator_stays_with_its_map(
 def test_a_map_has_one_aggregator(engine: Engine, cgroupfs: Path) -> None:
     with closing(load(Request(AGGREGATED, engine, cgroup_id(cgroupfs)))) as collector:
         program = collector.programs["distinct_aggregator"]
-        map_id = libbpf.map_info(collector.maps["distinct_native"]).id
         with pytest.raises(FileExistsError):
-            struct_ops.register(program, map_id)
-        with pytest.raises(FileNotFoundError):
-            struct_ops.register(program, NO_MAP)
+            struct_ops.register(program, collector.maps["distinct_native"])
+        with pytest.raises(OSError) as caught:
+            struct_ops.register(program, collector.maps["config"])
+        assert caught.value.errno == errno.EINVAL
