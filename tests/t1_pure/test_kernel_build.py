@@ -104,6 +104,7 @@ def test_patches(series: Path, tmp_path: Path, text: str, refused: str | None) -
     with pytest.raises(KernelError, match=refused) as error:
         build._apply(steps, tmp_path, patch, SOURCE)
     assert str(error.value).startswith(
-        "kernel/patches/0001-file.patch: does not apply to linux-source-6.12_6.12.1-1: "
+        "kernel/patches/0001-file.patch: does not apply to linux-source-6.12_6.12.1-1; "
+        f"the series is for {build._SOURCE_VERSION}: "
     )
     assert "\n" not in str(error.value)
