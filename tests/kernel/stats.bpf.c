@@ -39,8 +39,11 @@ STATS_MAP(flat, BPF_F_CGROUP_STATS_NO_HIERARCHY);
 #define MAP(name) ((struct bpf_map *)&name)
 
 /* A cgroup that is kept from being freed. */
+/* clang 14 loses the tag of a pointer to a struct. */
+typedef struct cgroup cgroup_type;
+
 struct kept {
-	struct cgroup __attribute__((btf_type_tag("kptr"))) *cgrp;
+	cgroup_type __attribute__((btf_type_tag("kptr"))) *cgrp;
 };
 
 struct {
