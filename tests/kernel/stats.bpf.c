@@ -53,11 +53,8 @@ struct {
 	__type(value, struct kept);
 } keeper SEC(".maps");
 
-__u64 runs;		/* of programs that update by themselves */
-__u64 nmi_runs;
-__u64 watched;		/* cgroup id that they update */
-__u64 failures;
-int tgid;		/* of the tasks whose forks are counted; 0: all */
+/* In one piece, as clang sorts variables as it likes. */
+struct globals globals;
 
 static int update(struct cgroup *cgrp, struct args *args)
 {
@@ -221,7 +218,7 @@ int do_unkeep(struct args *args)
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(count_forks, struct task_struct *p)
 {
-	if (tgid && p->tgid != tgid)
+	if (globals.tgid && p->tgid != globals.tgid)
 		return 0;
 	bpf_cgroup_stats_update(MAP(stats), p->cgroups->dfl_cgrp, 0, 1);
 	return 0;
@@ -229,14 +226,14 @@ int BPF_PROG(count_forks, struct task_struct *p)
 
 static void update_watched(void)
 {
-	struct cgroup *cgrp = bpf_cgroup_from_id(watched);
+	struct cgroup *cgrp = bpf_cgroup_from_id(globals.watched);
 
 	if (!cgrp)
 		return;
 	if (bpf_cgroup_stats_update(MAP(stats), cgrp, 0, 1))
-		__sync_fetch_and_add(&failures, 1);
+		__sync_fetch_and_add(&globals.failures, 1);
 	else
-		__sync_fetch_and_add(&runs, 1);
+		__sync_fetch_and_add(&globals.runs, 1);
 	bpf_cgroup_release(cgrp);
 }
 
@@ -261,7 +258,7 @@ SEC("tp_btf/cgroup_rstat_unlock")
 int BPF_PROG(on_unlock, struct cgroup *cgrp)
 {
 	if (!bpf_cgroup_stats_update(MAP(stats), cgrp, 0, 1))
-		__sync_fetch_and_add(&runs, 1);
+		__sync_fetch_and_add(&globals.runs, 1);
 	bpf_cgroup_stats_end(cgrp);
 	return 0;
 }
@@ -269,7 +266,7 @@ int BPF_PROG(on_unlock, struct cgroup *cgrp)
 SEC("tp_btf/nmi_handler")
 int BPF_PROG(on_nmi)
 {
-	__sync_fetch_and_add(&nmi_runs, 1);
+	__sync_fetch_and_add(&globals.nmi_runs, 1);
 	update_watched();
 	return 0;
 }
@@ -283,12 +280,12 @@ int at_instruction(void *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	if (task->tgid != tgid)
+	if (task->tgid != globals.tgid)
 		return 0;
 	if (bpf_cgroup_stats_update(MAP(stats), task->cgroups->dfl_cgrp, 0, 1))
-		__sync_fetch_and_add(&failures, 1);
+		__sync_fetch_and_add(&globals.failures, 1);
 	else
-		__sync_fetch_and_add(&runs, 1);
+		__sync_fetch_and_add(&globals.runs, 1);
 	return 0;
 }
 

@@ -15,4 +15,13 @@ struct args {
 	__u64 total[8];
 };
 
+/* What its programs share with it. */
+struct globals {
+	__u64 runs;		/* of programs that update by themselves */
+	__u64 nmi_runs;
+	__u64 watched;		/* id of the cgroup that they update */
+	__u64 failures;
+	int tgid;		/* of the tasks whose forks are counted; 0: all */
+};
+
 #endif

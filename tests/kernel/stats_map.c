@@ -185,12 +185,6 @@ struct loaded {
 	int maps[3];
 };
 
-/* What is filled in of the object's variables. */
-struct globals {
-	__u64 runs, nmi_runs, watched, failures;
-	int tgid;
-};
-
 static int quiet(enum libbpf_print_level level, const char *format, va_list args)
 {
 	if (level == LIBBPF_WARN && getenv("VERBOSE"))
@@ -198,8 +192,10 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list args
 	return 0;
 }
 
-/* The object, with maps below the cgroup @initial, and those programs of @also. */
-/* @keeper: the map of kept cgroups to use, or -1 */
+/*
+ * The object, with maps below the cgroup @initial, and those programs of @also.
+ * @keeper: the map of kept cgroups to use, or -1
+ */
 static struct loaded load_sharing(__u64 initial, const char *also, int keeper)
 {
 	static const char *const names[] = { "stats", "shared", "flat" };
@@ -884,7 +880,7 @@ static void helpers(void)
 		};
 		static char log[65536];
 		LIBBPF_OPTS(bpf_prog_load_opts, opts, .log_buf = log, .log_size = sizeof(log),
-			    .log_level = 1);
+			    .log_level = 1, .prog_flags = BPF_F_SLEEPABLE);
 		int prog = bpf_prog_load(BPF_PROG_TYPE_SYSCALL, "test", "GPL", insns,
 					 ARRAY_SIZE(insns), &opts);
 
@@ -1240,6 +1236,7 @@ static void memory_is_charged_and_returned(void)
 	pid_t child;
 	char byte = 0;
 
+	write_path(path("../cgroup.subtree_control"), "+memory");
 	write_path(path("cgroup.subtree_control"), "+memory");
 	make("owner");
 	stat = path("owner/memory.stat");
@@ -1301,6 +1298,7 @@ static void memory_is_short(void)
 	pid_t child;
 	char byte = 0, *p;
 
+	write_path(path("../cgroup.subtree_control"), "+memory");
 	write_path(path("cgroup.subtree_control"), "+memory");
 	make("owner");
 	write_path(path("owner/memory.swap.max"), "0");
