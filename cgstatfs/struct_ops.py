@@ -10,6 +10,7 @@ is not loaded elsewhere, and the map is made here.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from ctypes import byref, c_int, c_long, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ class _Layout:
 def _layout() -> _Layout:
     """:raises OSError: this kernel has no such thing"""
     ops, value = btf.kernel_struct(_OPS), btf.kernel_struct(f"bpf_struct_ops_{_OPS}")
+    missing = {"fold", "map_fd"} - ops.offsets.keys()
+    if missing:
+        raise OSError(errno.EOPNOTSUPP, f"has no {', '.join(sorted(missing))}", f"struct {_OPS}")
     data = value.offsets["data"]
     return _Layout(
         ops.type_id, list(ops.offsets).index("fold"), value.type_id, value.size,
@@ -85,7 +89,7 @@ def _prepare(_program: int, opts: ctypes.POINTER(_LoadOpts), _cookie: int) -> in
     try:
         layout = _layout()
     except OSError as error:
-        return -(error.errno or 1)
+        return -(error.errno or errno.EIO)
     opts.contents.attach_btf_id = layout.ops
     opts.contents.expected_attach_type = layout.fold_index
     return 0
