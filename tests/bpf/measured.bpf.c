@@ -38,7 +38,7 @@ int BPF_PROG(on_call, struct pt_regs *regs, long id)
 		cgstat_add(measured, cgrp, count, n);
 	} else if (what == OBSERVE) {
 		cgstat_update(measured, cgrp, v) {
-			cgstat_inc(v->log2[cgstat_log2_bucket(n, 30)], 1);
+			cgstat_inc_log2(v->log2, n);
 			cgstat_inc(v->sum, n);
 		}
 	}

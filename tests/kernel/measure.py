@@ -23,8 +23,9 @@ from cgstatfs import libbpf, loading
 from cgstatfs.engines import Native, Rstat
 from cgstatfs.hierarchy import find_cgroup2
 
-REPOSITORY = Path(__file__).parents[2]
-OBJECTS = REPOSITORY / "build" / "tests"
+from ..conftest import BUILD, REPOSITORY, cgroup_id
+
+OBJECTS = BUILD / "tests"
 PATCHED, UNPATCHED = "native-fast", "unpatched-fast"
 NOTHING, ADD, OBSERVE = range(3)
 ROUNDS, CALLS, LOOKUPS, FLUSHES = 7, 2000, 200, 20
@@ -32,10 +33,6 @@ CGROUPS = 200
 _CALL = 0x63676D73
 _prctl = ctypes.CDLL(None).prctl
 _MARK = "figures: "
-
-
-def _id(directory: Path) -> int:
-    return directory.stat().st_ino
 
 
 @contextmanager
@@ -68,11 +65,11 @@ def _call(what: int) -> Callable[[], object]:
 
 def _engine(kind: type, top: Path, root: Path) -> dict[str, float]:
     """Of one engine, alone."""
-    request = loading.Request(OBJECTS / "measured.bpf.o", kind(), _id(root))
+    request = loading.Request(OBJECTS / "measured.bpf.o", kind(), cgroup_id(root))
     nothing, add, observe = map(_call, (NOTHING, ADD, OBSERVE))
     with closing(loading.load(request)) as collector:
         look_up = collector.stats_maps[0].lookup
-        leaf, parent = _id(top / "0"), _id(top)
+        leaf, parent = cgroup_id(top / "0"), cgroup_id(top)
 
         def add_and_look_up() -> None:
             add()
@@ -100,14 +97,14 @@ def _flush(top: Path) -> dict[str, float]:
         mark, flush = (obj.programs[name].fd for name in ("mark", "flush"))
 
         def flushed() -> int:
-            took = loading.walk(flush, libbpf.CGROUP_ITER_SELF_ONLY, _id(top))
+            took = loading.walk(flush, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id(top))
             return int.from_bytes(took, sys.byteorder)
 
         found: dict[str, list[float]] = {"flush_nothing": [], "flush_updated": []}
         for _ in range(FLUSHES):
             flushed()
             found["flush_nothing"].append(flushed())
-            loading.walk(mark, libbpf.CGROUP_ITER_DESCENDANTS_PRE, _id(top))
+            loading.walk(mark, libbpf.CGROUP_ITER_DESCENDANTS_PRE, cgroup_id(top))
             found["flush_updated"].append(flushed())
     return {name: statistics.median(values) for name, values in found.items()}
 

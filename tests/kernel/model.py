@@ -2,10 +2,10 @@
 """A model of cgroup_rstat_updated_nolock() against flushes, checked exhaustively.
 
 One cpu updates a statistic, and can be interrupted at each instruction, once by an interrupt and
-once by an NMI (or by a trap, which is the same here), which update it as well. A second cpu flushes twice, a third one flushes another
-subtree, which only moves what is listed to the updated tree. The machine has store buffers, as
-x86 has: a store is seen by other cpus later, in order, or when its cpu executes a barrier or an
-atomic instruction.
+once by an NMI (or by a trap, which is the same here), which update it as well. A second cpu
+flushes twice, a third one flushes another subtree, which only moves what is listed to the updated
+tree. The machine has store buffers, as x86 has: a store is seen by other cpus later, in order, or
+when its cpu executes a barrier or an atomic instruction.
 
 The property: a flush counts all updates that were complete when it began. It covers x86's memory
 model only; that of the kernel, of which this is an instance, allows more. In each of the variants
@@ -159,8 +159,6 @@ def _updated(state: _State, programs: dict[int, list[tuple]]) -> Iterator[_State
     elif operation == "push":
         if drained:
             yield _write(after, **{f"head{level}": 1})
-    else:
-        yield after
 
 
 def _flushed(state: _State, cpu: int, program: list[tuple], rounds: int) -> Iterator[_State]:
