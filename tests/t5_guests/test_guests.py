@@ -2,9 +2,9 @@
 """The BPF and file system tests, in guests that boot other kernels.
 
 Each guest with a kernel of Debian's runs them with every engine that this can run: rstat, which
-it has to choose by itself, and standalone. The one with a kernel that is built here runs those of
-what counts with the engine native, and the tests of the series. The guests run beside each other,
-as one alone keeps little more than one cpu busy.
+it has to choose by itself, and standalone. The one with a kernel that is built here runs them with
+the engine native, and the tests of the series; beside the others, only those of what counts. The
+guests run beside each other, as one alone keeps little more than one cpu busy.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from ..conftest import REPOSITORY
 from ..vm import build, kernels
 
 TESTS = ("tests/t2_bpf", "tests/t3_filesystem")
+# With a kernel of ours, asked for alone; its checks make it slow.
+SERIES = ("tests/kernel", *TESTS, "--engine", "native")
 # What counts and flushes. FUSE is that of 6.12.
-SERIES = (
+COUNTING = (
     "tests/kernel", "tests/t2_bpf/test_native.py", "tests/t2_bpf/test_exactness.py",
     "tests/t2_bpf/test_properties.py", "tests/t2_bpf/test_updates.py", "--engine", "native",
 )  # fmt: skip
-GUESTS = {"6.1": TESTS, "6.12": TESTS, "newest": TESTS, "native": SERIES}
+GUESTS = {"6.1": TESTS, "6.12": TESTS, "newest": TESTS, "native": COUNTING}
 # How much of what is repeated on the host is repeated in the guests; 1: all of it.
 SCALE = os.environ.get("CGSTATFS_GUEST_SCALE", "0.05")
 # And for how long cgroups come and go in the one with the series; make test-kernel: 10 minutes.
@@ -37,17 +39,20 @@ CHURN_SECONDS = os.environ.get("CGSTATFS_CHURN_SECONDS", "60")
 SECONDS = 3600
 
 
-def _wanted(config: pytest.Config) -> tuple[str, ...]:
+def _wanted(config: pytest.Config) -> dict[str, tuple[str, ...]]:
+    """The guests to run, and the tests that each runs."""
     wanted = config.getoption("--kernel")
     # The others that are built are there to be measured.
     known = (*kernels.NAMES, *(name for name in build.NAMES if not name.startswith("unpatched")))
     if wanted not in (None, *known):
         raise pytest.UsageError(f"--kernel {wanted}: there are {', '.join(known)}")
-    return (wanted,) if wanted else tuple(GUESTS)
+    if wanted is None:
+        return GUESTS
+    return {wanted: SERIES if wanted in build.NAMES else TESTS}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("kernel", _wanted(metafunc.config))
+    metafunc.parametrize("kernel", list(_wanted(metafunc.config)))
 
 
 def _require_qemu() -> None:
@@ -59,12 +64,12 @@ def _require_qemu() -> None:
     pytest.skip(reason)
 
 
-def _start(kernel: str, output: Path) -> subprocess.Popen:
+def _start(kernel: str, tests: tuple[str, ...], output: Path) -> subprocess.Popen:
     command = [
         "env", f"CGSTATFS_TEST_SCALE={SCALE}", "CGSTATFS_TEST_GUEST=1",
         f"CGSTATFS_CHURN_SECONDS={CHURN_SECONDS}",
         "python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-v",
-        "--durations=10", *GUESTS.get(kernel, SERIES),
+        "--durations=10", *tests,
     ]  # fmt: skip
     with open(output, "w") as file:
         return subprocess.Popen(
@@ -83,10 +88,10 @@ def guests(
     directory = tmp_path_factory.mktemp("guests")
     started = {}
     try:
-        for kernel in _wanted(request.config):
+        for kernel, tests in _wanted(request.config).items():
             kernels.fetch(kernel)
             output = directory / kernel
-            started[kernel] = (_start(kernel, output), output)
+            started[kernel] = (_start(kernel, tests, output), output)
         yield started
     finally:
         for process, _ in started.values():
