@@ -31,7 +31,11 @@ int flush(struct bpf_iter__cgroup *ctx)
 	struct cgroup *cgrp = ctx->cgroup;
 	__u64 took;
 
-	if (!cgrp)
+	/*
+	 * No level is negative: were no field used, clang would only declare
+	 * struct cgroup, and libbpf not find it to be the kernel's.
+	 */
+	if (!cgrp || cgrp->level < 0)
 		return 0;
 	took = bpf_ktime_get_ns();
 	cgroup_rstat_flush(cgrp);

@@ -81,9 +81,13 @@ def _start(kernel: str, tests: tuple[str, ...], output: Path) -> subprocess.Pope
 
 @pytest.fixture(scope="session")
 def guests(
-    request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:
-    """All guests, started, and where their output goes."""
+    request: pytest.FixtureRequest, work: Path, litmus: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, tuple[subprocess.Popen, Path]]]:  # fmt: skip
+    """All guests, started, and where their output goes.
+
+    The programs in C are compiled before: to the guests the repository is read-only.
+    """
     _require_qemu()
     directory = tmp_path_factory.mktemp("guests")
     started = {}
