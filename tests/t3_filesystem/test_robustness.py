@@ -97,6 +97,7 @@ def test_a_reader_killed_while_the_daemon_is_stopped(
     assert file.read_bytes().startswith(b"forks ")
 
 
+@pytest.mark.on_host
 def test_an_unexpected_exception_is_eio_and_no_more(
     engine_name: str, tmp_path: Path, cgroupfs: Path
 ) -> None:
