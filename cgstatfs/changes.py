@@ -62,7 +62,7 @@ class Changes:
                     return await self._load(question)
                 if do == "unload":
                     name = _text(question, "name")
-                    self._registry.unload(name)
+                    self._registry.unload(name, stays=True)
                     return [f"{name}: unloaded"]
                 if do == "reload":
                     return await self._reload(bool(question.get("keep")))

@@ -7,15 +7,21 @@ import argparse
 import errno
 import logging
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-from . import __version__, authoring, btf, control, inspection, mountpoint
+from . import __version__, authoring, btf, control, inspection, journal, mountpoint
+from .channel import Channel
 from .collectors import CollectorError
-from .daemon import COLLECTORS, Settings, run
+from .daemon import COLLECTORS, Settings, run, say
 from .engines import ENGINES, EngineUnavailable
+from .holder import Holder
+from .processes import environment, python
 from .registry import wanted
-from .runtime import Runtime, State, mount_bpffs
+from .runtime import Runtime, mount_bpffs
+from .takeover import Incompatible
 
 __all__ = ("main",)
 
@@ -33,6 +39,11 @@ _IGNORED_OPTIONS = {
     "defaults", "ro", "nosuid", "nodev", "noexec", "allow_other", "default_permissions",
     "auto", "noauto", "nofail", "_netdev",
 }  # fmt: skip
+# Those that are ours, and take a value.
+_OPTIONS = ("engine", "root", "unserved", "watchdog")
+_DEFAULT_SECONDS = {"unserved": 60, "watchdog": 30}
+# For another daemon to come.
+_RESTART_SECONDS = 60
 
 
 class _Failure(Exception):
@@ -40,15 +51,7 @@ class _Failure(Exception):
 
 
 # What ends a command, or a daemon, and is explained in a line.
-_EXPECTED = (OSError, EngineUnavailable, CollectorError)
-
-
-def _say(error: OSError | EngineUnavailable | CollectorError) -> str:
-    if isinstance(error, EngineUnavailable):
-        return f"no engine can be used: {error}"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error)
+_EXPECTED = (OSError, EngineUnavailable, CollectorError, Incompatible)
 
 
 def _require_root() -> None:
@@ -65,55 +68,65 @@ def _mount_point(text: str) -> Path:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    engine, root = arguments.engine, arguments.root
+    given = {"engine": arguments.engine, "root": arguments.root}
     directories = [Path(os.path.abspath(each)) for each in arguments.collectors]
     for option in ",".join(arguments.options).split(","):
         key, _, value = option.partition("=")
-        if key == "engine" and value:
-            engine = engine or value
-        elif key == "root" and value:
-            root = root or value
+        if key in _OPTIONS and value:
+            given[key] = given.get(key) or value
         elif key == "collectors" and value:
             directories.append(Path(os.path.abspath(value)))
         elif option and option not in _IGNORED_OPTIONS and not option.startswith("x-"):
-            raise _Failure(f'unknown mount option "{option}"; engine=NAME, root=CGROUP and '
-                           "collectors=DIR are known")  # fmt: skip
-    names = [kind.name for kind in ENGINES]
+            raise _Failure(f'unknown mount option "{option}"; {", ".join(_OPTIONS)} and collectors '
+                           "take a value")  # fmt: skip
+    engine, names = given["engine"], [kind.name for kind in ENGINES]
     if engine not in (None, *names):
         raise _Failure(f'unknown engine "{engine}"; there are {", ".join(names)}')
     for directory in directories:
         if not directory.is_dir():
             raise _Failure(f"{directory}: no such directory of collectors")
-    return Settings(_mount_point(arguments.mountpoint), root or "/", engine, tuple(directories))
+    return Settings(
+        _mount_point(arguments.mountpoint), given["root"] or "/", engine, tuple(directories),
+        _seconds(given, "unserved"), _seconds(given, "watchdog"),
+    )  # fmt: skip
+
+
+def _seconds(given: dict[str, str | None], key: str) -> int:
+    text = given.get(key) or str(_DEFAULT_SECONDS[key])
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 3600:
+        raise _Failure(f"mount option {key}={text}: takes from 1 to 3600 seconds")
+    return int(text)
 
 
 def _prepare(settings: Settings) -> Runtime:
-    """Check what can be checked, take the lock, and clear away what a killed daemon left."""
+    """Check what can be checked, take the lock, and clear away what was left by who was killed."""
     runtime = Runtime(settings.mount_point)
-    _end_connection_of_dead(runtime)
     if not runtime.lock():
         raise _Failure(_why_locked(runtime))
     try:
-        stale = mountpoint.mounted(settings.mount_point)
-        if stale and stale.type == mountpoint.TYPE:
-            log.warning("%s: clearing away the mount of a daemon that died", settings.mount_point)
-            mountpoint.unmount(settings.mount_point, lazy=True)
+        _end_stale(settings.mount_point)
         mountpoint.check_usable(settings.mount_point)
         mount_bpffs()
-        runtime.clean()
+        state = runtime.read_state()
+        if state is None or not state.kept:
+            runtime.clean()
     except OSError:
         runtime.remove()
         raise
     return runtime
 
 
-def _end_connection_of_dead(runtime: Runtime) -> None:
-    """Only where a killed daemon lingers does its connection; the number may be another's."""
-    state = runtime.read_state()
-    if state and state.connection and state.lingers():
-        mountpoint.abort(state.connection)
-        if runtime.lock(timeout=10):
-            runtime.unlock_here()
+def _end_stale(path: Path) -> None:
+    """A mount whose lock nobody holds: its holder was killed, and its daemon.
+
+    Some process of theirs may wait in the kernel for somebody who waits for them; so the
+    connection is aborted, too.
+    """
+    number = mountpoint.connection(path)
+    if number is not None:
+        log.warning("%s: clearing away the mount of a daemon that died", path)
+        mountpoint.abort(number)
+        mountpoint.unmount(path, lazy=True)
 
 
 def _why_locked(runtime: Runtime) -> str:
@@ -128,88 +141,89 @@ def _why_locked(runtime: Runtime) -> str:
     return f"{path}: unmounted, and {daemon} still runs; it ends when the last file is closed"
 
 
-def _report(state: State) -> str:
-    lines = [f"{state.mount_point}: mounted, engine {state.engine} ({state.reason})"]
-    lines += [f"collector {name} is not available: {why}" for name, why in state.failed.items()]
-    return "\n".join(lines)
+def _daemon_command(settings: Settings) -> list[str]:
+    command = [*python("cgstatfs"), "serve", "--root", settings.root]
+    if settings.engine:
+        command += ["--engine", settings.engine]
+    for directory in settings.directories:
+        command += ["--collectors", str(directory)]
+    return [*command, str(settings.mount_point)]
 
 
-def _serve_in_foreground(settings: Settings, runtime: Runtime) -> int:
-    try:
-        run(settings, runtime, lambda state: print(_report(state), flush=True))
-    finally:
-        runtime.remove()
-    return 0
+def _holder_command(settings: Settings, runtime: Runtime, report: int | None) -> list[str]:
+    command = [
+        *python("cgstatfs.holder"), "--lock", str(runtime.lock_descriptor),
+        "--limit", str(settings.unserved_seconds), "--watchdog", str(settings.watchdog_seconds),
+    ]  # fmt: skip
+    if report is not None:
+        command += ["--report", str(report)]
+    return [*command, str(settings.mount_point), "--", *_daemon_command(settings)]
 
 
-def _serve_detached(settings: Settings, runtime: Runtime) -> int:
-    """Fork the daemon, and return when the mount answers."""
+def _become_holder(settings: Settings, runtime: Runtime) -> None:
+    """Does not return. The holder is a program of its own, as it is to be small."""
+    os.set_inheritable(runtime.lock_descriptor, True)
+    command = _holder_command(settings, runtime, None)
+    sys.stdout.flush()
+    os.chdir("/")
+    os.execve(command[0], command, environment())
+
+
+def _mount_detached(settings: Settings, runtime: Runtime) -> int:
+    """Start the holder, and return when the mount answers."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _become_daemon(runtime)
-        os._exit(_run_child(settings, runtime, writer))
+    with open(runtime.log, "ab", buffering=0) as output:
+        subprocess.Popen(
+            _holder_command(settings, runtime, writer), env=environment(), cwd="/",
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            pass_fds=(writer, runtime.lock_descriptor),
+        )  # fmt: skip
     os.close(writer)
     runtime.unlock_here()
     with open(reader) as pipe:
         message = pipe.read()
     if not message.startswith("+"):
-        raise _Failure(message.strip() or f"the daemon ended without a word; see {runtime.log}")
+        raise _Failure(message.strip() or f"the holder ended without a word; see {runtime.log}")
     # Answered by the daemon, so that what follows this command finds it serving.
     os.stat(settings.mount_point)
     print(message[1:])
     return 0
 
 
-def _become_daemon(runtime: Runtime) -> None:
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    output = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(null, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(null)
-    os.close(output)
-
-
-def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
-    """The daemon's life. Its first words go to the one who waits, in *writer*."""
-    pipe: int | None = writer
-
-    def tell(text: str) -> None:
-        nonlocal pipe
-        if pipe is not None:
-            writer, pipe = pipe, None
-            with open(writer, "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
-
-    try:
-        run(settings, runtime, lambda state: tell("+" + _report(state)))
-        return 0
-    except BrokenPipeError:
-        pass  # Who started it was interrupted, and does not want it any more.
-    except _EXPECTED as error:
-        log.critical("%s", _say(error))
-        tell(_say(error))
-    except BaseException as error:
-        log.critical("the daemon failed", exc_info=True)
-        tell(f"the daemon failed: {error!r}; see {runtime.log}")
-    finally:
-        # Last, as the log stays only if something was logged.
-        runtime.remove()
-    return 1
-
-
 def _mount(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
     runtime = _prepare(settings)
-    return (_serve_in_foreground if arguments.foreground else _serve_detached)(settings, runtime)
+    if arguments.foreground:
+        _become_holder(settings, runtime)
+    return _mount_detached(settings, runtime)
 
 
-# umount
+def _hold(arguments: argparse.Namespace) -> int:
+    """For a service manager, which starts the daemons, too."""
+    _require_root()
+    settings = _settings(arguments)
+    runtime = _prepare(settings)
+    holder = Holder(
+        runtime, None, lambda *_: None, settings.unserved_seconds, settings.watchdog_seconds
+    )
+    journal.notify("READY=1")
+    return holder.run()
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """The daemon. What keeps it from serving is told to the holder, and logged by it."""
+    _require_root()
+    settings = _settings(arguments)
+    os.chdir("/")
+    try:
+        run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
+    except _EXPECTED as error:
+        raise _Failure(say(error)) from None
+    return 0
+
+
+# umount, restart
 
 
 def _umount(arguments: argparse.Namespace) -> int:
@@ -218,25 +232,62 @@ def _umount(arguments: argparse.Namespace) -> int:
     runtime = Runtime(path)
     entry = mountpoint.mounted(path)
     ours = entry is not None and entry.type == mountpoint.TYPE
-    _end_connection_of_dead(runtime)
     state = runtime.read_state()
     if not ours and state is None and not runtime.pins.exists():
         raise _Failure(f"{path}: no cgstatfs is mounted there")
     if not ours and state and state.lives() and not state.connection:
         raise _Failure(_why_locked(runtime))
     if ours:
-        try:
-            mountpoint.unmount(path, lazy=arguments.lazy)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise _Failure(f"{path}: in use; --lazy unmounts it when it no longer is") from None
+        if arguments.keep_counting:
+            _tell_holder(runtime, {"keep": True})
+        _unmount(runtime, arguments.lazy)
     if not runtime.lock(timeout=0 if arguments.lazy else 60):
         if arguments.lazy:
             return 0
         raise _Failure(_why_locked(runtime))
-    runtime.remove()
+    # By the holder, unless it was killed, or there is no mount and what was kept is to go.
+    runtime.remove(keep_counting=arguments.keep_counting)
     return 0
+
+
+def _unmount(runtime: Runtime, lazy: bool) -> None:
+    if runtime.lock():
+        # Nobody answers any more; umount2() alone does not wait for that.
+        _end_stale(runtime.mount_point)
+        runtime.unlock_here()
+        return
+    try:
+        mountpoint.unmount(runtime.mount_point, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _tell_holder(runtime, {"keep": False})
+        raise _Failure(f"{runtime.mount_point}: in use; --lazy unmounts it when it no longer is") from None
+
+
+def _tell_holder(runtime: Runtime, message: dict[str, object]) -> None:
+    channel = Channel.connect(runtime.holder_socket)
+    channel.send(message)
+    if channel.receive() is None:
+        raise _Failure(f"{runtime.mount_point}: its holder does not answer")
+    channel.close()
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    """End the daemon, and wait for another."""
+    _require_root()
+    runtime = _running(arguments)
+    before = runtime.read_state()
+    _tell_holder(runtime, {"restart": True})
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while time.monotonic() < deadline:
+        state = runtime.read_state()
+        if state and before and state.served > before.served and state.connection and state.lives():
+            # By then it has the connection, or waits for us to ask.
+            os.stat(runtime.mount_point)
+            return 0
+        time.sleep(0.05)
+    raise _Failure(f"{runtime.mount_point}: no daemon has come; see {runtime.log}")
 
 
 # load, unload, reload, adopt
@@ -362,37 +413,51 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    mount = command(
+    def mounting(name, function, help, example):
+        sub = command(name, function, help, example)
+        sub.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+        sub.add_argument(
+            "-o", dest="options", metavar="OPTION,...", action="append", default=[],
+            help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
+        )  # fmt: skip
+        sub.add_argument(
+            "--engine", metavar="NAME", choices=[kind.name for kind in ENGINES],
+            help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
+        )  # fmt: skip
+        sub.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
+        sub.add_argument(
+            "--collectors", metavar="DIR", action="append", default=[],
+            help=f"load the collectors in there, besides those in {COLLECTORS}",
+        )  # fmt: skip
+        return sub
+
+    mount = mounting(
         "mount", _mount, "load the collectors and mount the file system",
         "cgstatfs mount --engine standalone --root /system.slice /cgstat",
     )  # fmt: skip
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    mount.add_argument(
-        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
-        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
-    )  # fmt: skip
-    mount.add_argument(
-        "--engine", metavar="NAME", choices=[kind.name for kind in ENGINES],
-        help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
-    )  # fmt: skip
-    mount.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
-    mount.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[],
-        help=f"load the collectors in there, besides those in {COLLECTORS}",
-    )  # fmt: skip
     mount.add_argument("--foreground", action="store_true", help="do not detach")
+    mounting(
+        "hold", _hold, "hold a mount for daemons that a service manager starts",
+        "cgstatfs hold /cgstat",
+    )  # fmt: skip
+    mounting("serve", _serve, "serve a mount that is held", "cgstatfs serve /cgstat")
 
     umount = command(
         "umount", _umount, "unmount, and end the collectors", "cgstatfs umount /cgstat"
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument("-l", "--lazy", action="store_true", help="also if it is in use")
+    umount.add_argument(
+        "--keep-counting", action="store_true",
+        help="leave the collectors to the next mount, or to an umount without this",
+    )  # fmt: skip
 
     def changing(name, function, help, example):
         sub = command(name, function, help, example)
         sub.add_argument("--mount", metavar="MOUNTPOINT", help="which one, if several are mounted")
         return sub
 
+    changing("restart", _restart, "have another daemon serve a running mount", "cgstatfs restart")
     keep = "go on with the counts of the one that is replaced, if the type is the same"
     load = changing(
         "load", _load, "load a collector into a running mount",
@@ -466,9 +531,7 @@ def main(argv: list[str] | None = None) -> int:
 
     :returns: the exit code
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    journal.set_up()
     own, for_clang = _split(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(own, argparse.Namespace(for_clang=for_clang))
     try:
@@ -480,6 +543,6 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _EXPECTED as error:
-        return _fail(_say(error))
+        return _fail(say(error))
     except KeyboardInterrupt:
         return _fail("interrupted")

@@ -32,6 +32,8 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from . import nodes
 from .attributes import Attributes
 from .hierarchy import Cgroup, Hierarchy
+from .known import Known
+from .openfiles import OpenFiles
 
 __all__ = ("FileSystem",)
 
@@ -59,23 +61,37 @@ class _File:
 
     __slots__ = ("name", "tag", "read", "gone")
 
-    def __init__(self, name: bytes, read: ReadFile) -> None:
+    def __init__(self, name: bytes, tag: int, read: ReadFile) -> None:
         self.name = name
-        self.tag = nodes.tag(name)
+        self.tag = tag
         self.read = read
         self.gone = False
 
 
+def _no_text(_: int) -> bytes:
+    """Of a file that was unloaded while no daemon served."""
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
 class _OpenFile:
-    """An open file. *snapshot* is the text that its last read at offset 0 gave."""
+    """An open file.
 
-    __slots__ = ("cgroup", "file", "user", "snapshot")
+    :ivar snapshot: the text that its last read at offset 0 gave
+    :ivar length: of the text that an earlier daemon gave, and which ended with it
+    :ivar slot: where the next daemon finds it
+    """
 
-    def __init__(self, cgroup: Cgroup, file: _File, user: int) -> None:
+    __slots__ = ("cgroup", "file", "user", "slot", "snapshot", "length")
+
+    def __init__(
+        self, cgroup: Cgroup, file: _File, user: int, slot: int, length: int | None = None
+    ) -> None:
         self.cgroup = cgroup
         self.file = file
         self.user = user
+        self.slot = slot
         self.snapshot = b""
+        self.length = length
 
 
 def _guarded(handler: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
@@ -101,18 +117,23 @@ class FileSystem(pyfuse3.Operations):
     :param hierarchy: the cgroups
     :param attributes: of their directories
     :param drain: brings *hierarchy* up to date
+    :param known: what the kernel has been told of
+    :param slots: the open files, as the next daemon finds them
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None]
-    ) -> None:
+        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None],
+        known: Known, slots: OpenFiles,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._hierarchy = hierarchy
         self._attributes = attributes
         self._drain = drain
+        self._known = known
+        self._slots = slots
         self._files: dict[bytes, _File] = {}
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
@@ -127,7 +148,7 @@ class FileSystem(pyfuse3.Operations):
 
         :raises ValueError: the name is taken, or cannot be told from one that is
         """
-        file = _File(name, read)
+        file = _File(name, nodes.tag(name), read)
         other = self._file_of_tag.get(file.tag)
         if other:
             raise ValueError(
@@ -144,6 +165,26 @@ class FileSystem(pyfuse3.Operations):
         if file is not None:
             del self._file_of_tag[file.tag]
             file.gone = True
+
+    def recover(self) -> list[Cgroup]:
+        """Go on where earlier daemons ended; to be called when all files are there.
+
+        :returns: removed cgroups that the kernel has been told of
+        """
+        gone = self._known.recover()
+        self._removed |= {cgroup.id: cgroup for cgroup in gone}
+        for slot in self._slots.recover():
+            cgroup = self._hierarchy.by_id.get(slot.cgroup) or self._removed.get(slot.cgroup)
+            if cgroup is None:
+                cgroup = Cgroup(slot.cgroup, self._hierarchy.root, b"")
+                cgroup.alive = False
+            file = self._file_of_tag.get(slot.tag)
+            if file is None:
+                file = _File(b"", slot.tag, _no_text)
+                file.gone = True
+            self._open[slot.handle] = _OpenFile(cgroup, file, slot.user, slot.index, slot.length)
+            self._open_of_user[slot.user] += 1
+        return gone
 
     # What node ids and handles stand for.
 
@@ -265,6 +306,7 @@ class FileSystem(pyfuse3.Operations):
         child = directory.children.get(name)
         if child is not None:
             entry = self._directory_attributes(child)
+            self._known.add(child)
             child.lookups += 1
             return entry
         file = self._files.get(name)
@@ -280,8 +322,10 @@ class FileSystem(pyfuse3.Operations):
             cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
             if cgroup is None:
                 continue
-            cgroup.lookups -= count
-            if cgroup.lookups <= 0:
+            # What earlier daemons told was not counted.
+            cgroup.lookups = max(0, cgroup.lookups - count)
+            if not cgroup.lookups:
+                self._known.forget(cgroup)
                 self._removed.pop(node, None)
 
     # Directories.
@@ -322,6 +366,7 @@ class FileSystem(pyfuse3.Operations):
             except FUSEError:
                 continue
             cookie = nodes.directory_cookie(child.id)
+            self._known.add(child)
             if not pyfuse3.readdir_reply(token, child.name, entry, cookie):
                 return False
             child.lookups += 1
@@ -352,7 +397,10 @@ class FileSystem(pyfuse3.Operations):
         if ctx.uid and self._open_of_user[ctx.uid] >= _MAX_OPEN:
             raise FUSEError(errno.EMFILE)
         handle = self._new_handle(cgroup, file)
-        self._open[handle] = _OpenFile(cgroup, file, ctx.uid)
+        slot = self._slots.add(handle, cgroup.id, ctx.uid, file.tag)
+        if slot is None:
+            raise FUSEError(errno.ENFILE)
+        self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot)
         self._open_of_user[ctx.uid] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
@@ -366,22 +414,34 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def read(self, handle: int, offset: int, size: int) -> bytes:
-        file = self._open[handle]
+        file = self._open.get(handle)
+        if file is None:
+            raise FUSEError(errno.ESTALE)
         current = file.cgroup.alive and not file.file.gone
-        if offset == 0:
-            if not current:
-                raise FUSEError(errno.ENODEV)
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
-        elif not file.snapshot and current:
+        if offset == 0 and not current:
+            raise FUSEError(errno.ENODEV)
+        if offset and file.length is not None:
+            # The rest of that text is lost, unless there is none.
+            if offset < file.length:
+                raise FUSEError(errno.ESTALE)
+            if current:
+                return b""
+        elif current and (offset == 0 or not file.snapshot):
             # As a kernel seq file does: what precedes the offset is made, and passed over.
             file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+            file.length = None
+            self._slots.read(file.slot, len(file.snapshot))
         if not current and offset >= len(file.snapshot):
             raise FUSEError(errno.ENODEV)
         return file.snapshot[offset : offset + size]
 
     @_guarded
     async def release(self, handle: int) -> None:
-        user = self._open.pop(handle).user
+        file = self._open.pop(handle, None)
+        if file is None:
+            return  # Closed by a daemon that was killed before it had answered.
+        self._slots.remove(file.slot)
+        user = file.user
         self._open_of_user[user] -= 1
         if not self._open_of_user[user]:
             del self._open_of_user[user]

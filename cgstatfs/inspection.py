@@ -148,6 +148,6 @@ def list_maps() -> None:
             for note in state.notes.get(directory.name, ()):
                 print(f"    note: {note}")
         for name, what in state.adopted.items():
-            print(f"  {name}: adopted from {what}")
+            print(f"  {name}: adopted from {what['path']}: {what['description']}")
         for name, reason in state.failed.items():
             print(f"  collector {name}: failed: {reason}")

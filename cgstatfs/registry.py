@@ -173,6 +173,42 @@ class Registry:
             remove_pins(directory)
             raise
 
+    # What earlier daemons loaded.
+
+    def take_over(self) -> None:
+        """Serve the collectors that are pinned; to be called first."""
+        for path in sorted(self._pins.iterdir()):
+            # A collector is pinned as "next" when it is complete and runs, and may by then have
+            # ended the one that it replaces. What is "new" is not complete.
+            if path.name.startswith("next~"):
+                current = path.with_name(path.name.removeprefix("next~"))
+                remove_pins(current)
+                path.rename(current)
+            elif path.name.startswith("new~"):
+                remove_pins(path)
+        for path in sorted(self._pins.iterdir()):
+            try:
+                self._take_over(path)
+            except Exception as error:
+                self.failed(path.name, error)
+        for name, about in list(self._state.adopted.items()):
+            try:
+                self.adopt(name, Path(about["path"]), self.open_adopted(name, Path(about["path"])))
+            except Exception as error:
+                self._state.adopted.pop(name)
+                self.failed(name, error)
+
+    def _take_over(self, pins: Path) -> None:
+        name = pins.name
+        about = self._state.loaded.get(name, {})
+        path = Path(about.get("path", ""))
+        opened = Collector.from_pins(pins, to_serve=True)
+        opened.name, opened.notes = name, self._state.notes.get(name, [])
+        self._show(_Loaded(
+            opened, opened.stats_maps, path, bytes.fromhex(about.get("digest", "")),
+            path.parent in self._directories, _links(pins),
+        ))  # fmt: skip
+
     # The other part.
 
     def _taken(self, name: str, files: Iterable[str]) -> None:
@@ -207,14 +243,21 @@ class Registry:
         self._hide(name)
         remove_pins(self._pins / name)
         directory.rename(self._pins / name)
+        self._state.failed.pop(name, None)
+        self._state.notes[name] = loaded.collector.notes
+        self._state.loaded[name] = {"path": str(loaded.path), "digest": loaded.digest.hex()}
+        if name in self._state.unloaded:
+            self._state.unloaded.remove(name)
+        for note in loaded.collector.notes:
+            log.warning("collector %s: %s", name, note)
+        self._show(loaded)
+        self._changed()
+
+    def _show(self, loaded: _Loaded) -> None:
+        name = loaded.collector.name
         for stats_map in loaded.maps:
             self._file_system.add_file(stats_map.file.encode(), _reader(stats_map))
         self._loaded[name] = loaded
-        self._state.failed.pop(name, None)
-        self._state.notes[name] = loaded.collector.notes
-        for note in loaded.collector.notes:
-            log.warning("collector %s: %s", name, note)
-        self._changed()
         # Removed while it was loaded. (In a part of the hierarchy one need not see it.)
         if self._hierarchy.root.id == self._root_id:
             for stats_map in loaded.maps:
@@ -247,9 +290,10 @@ class Registry:
                 self._file_system.remove_file(stats_map.file.encode())
             loaded.collector.close()
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, stays: bool = False) -> None:
         """End a collector, or show an adopted map no more.
 
+        :param stays: later daemons of the mount do not load it, either
         :raises CollectorError: there is no such collector
         """
         if name in self._adopted:
@@ -260,10 +304,13 @@ class Registry:
             self._hide(name)
             remove_pins(self._pins / name)
             self._state.notes.pop(name, None)
+            self._state.loaded.pop(name, None)
         elif name not in self._state.failed:
             known = ", ".join(sorted([*self._loaded, *self._adopted])) or "none"
             raise CollectorError(f'no collector "{printable(name)}" is loaded; there are: {known}')
         self._state.failed.pop(name, None)
+        if stays and name not in self._state.unloaded:
+            self._state.unloaded.append(name)
         self._changed()
 
     def stale(self, wanted: Iterable[str]) -> list[str]:
@@ -309,7 +356,7 @@ class Registry:
             adopted.close()
             raise CollectorError(f"{path}: {error}") from None
         self._adopted[name] = adopted
-        self._state.adopted[name] = f"{path}: {adopted.description}"
+        self._state.adopted[name] = {"path": str(path), "description": adopted.description}
         self._changed()
 
     # Initial cgroups
