@@ -8,12 +8,14 @@ import errno
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from . import __version__, authoring, btf, control, inspection, mountpoint
 from .collectors import CollectorError
-from .daemon import COLLECTORS, Settings, run
-from .engines import ENGINES, EngineUnavailable
+from .configuration import FILE, ConfigurationError, Settings, read_settings
+from .daemon import COLLECTORS, find_root, run
+from .engines import AUTO, ENGINES, EngineUnavailable
 from .registry import wanted
 from .runtime import Runtime, State, mount_bpffs
 
@@ -24,7 +26,7 @@ log = logging.getLogger("cgstatfs")
 _EXIT_CODES = """\
 exit codes:
   0  done
-  1  it could not be done; one line on standard error says why
+  1  it could not be done; standard error says why
   2  the command line is wrong
 """
 
@@ -40,10 +42,10 @@ class _Failure(Exception):
 
 
 # What ends a command, or a daemon, and is explained in a line.
-_EXPECTED = (OSError, EngineUnavailable, CollectorError)
+_EXPECTED = (OSError, EngineUnavailable, CollectorError, ConfigurationError)
 
 
-def _say(error: OSError | EngineUnavailable | CollectorError) -> str:
+def _say(error: Exception) -> str:
     if isinstance(error, EngineUnavailable):
         return f"no engine can be used: {error}"
     if isinstance(error, OSError):
@@ -56,7 +58,7 @@ def _require_root() -> None:
         raise _Failure("not root: loading BPF programs and mounting need it; try sudo")
 
 
-def _mount_point(text: str) -> Path:
+def _mount_point(text: str | Path) -> Path:
     """Absolute, without symbolic links in it, as the mount table has it."""
     return Path(os.path.realpath(text))
 
@@ -65,6 +67,7 @@ def _mount_point(text: str) -> Path:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
+    """What is in force: the options of :func:`_add_settings`, and the configuration file."""
     engine, root = arguments.engine, arguments.root
     directories = [Path(os.path.abspath(each)) for each in arguments.collectors]
     for option in ",".join(arguments.options).split(","):
@@ -78,13 +81,24 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         elif option and option not in _IGNORED_OPTIONS and not option.startswith("x-"):
             raise _Failure(f'unknown mount option "{option}"; engine=NAME, root=CGROUP and '
                            "collectors=DIR are known")  # fmt: skip
-    names = [kind.name for kind in ENGINES]
-    if engine not in (None, *names):
-        raise _Failure(f'unknown engine "{engine}"; there are {", ".join(names)}')
     for directory in directories:
         if not directory.is_dir():
             raise _Failure(f"{directory}: no such directory of collectors")
-    return Settings(_mount_point(arguments.mountpoint), root or "/", engine, tuple(directories))
+    point = arguments.mountpoint
+    point = None if point is None else os.path.abspath(point)
+    given = {"mount-point": point, "engine": engine, "root": root}
+    settings = read_settings(
+        Path(os.path.abspath(arguments.config)) if arguments.config else None,
+        {key: value for key, value in given.items() if value},
+    )
+    return replace(
+        settings, mount_point=_mount_point(settings.mount_point), directories=tuple(directories)
+    )
+
+
+def _collectors(settings: Settings) -> dict[str, Path]:
+    """The collectors that there are, by name; of those that are turned off as well."""
+    return wanted((COLLECTORS, *settings.directories))
 
 
 def _prepare(settings: Settings) -> Runtime:
@@ -205,6 +219,8 @@ def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
 def _mount(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
+    for line in settings.unknown_collectors(_collectors(settings)):
+        log.warning("%s", line)
     runtime = _prepare(settings)
     return (_serve_in_foreground if arguments.foreground else _serve_detached)(settings, runtime)
 
@@ -326,9 +342,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     _require_root()
-    paths = wanted([COLLECTORS, *map(Path, arguments.collectors)])
-    if not inspection.check(paths):
+    settings = _settings(arguments)
+    if not inspection.check(settings, _collectors(settings)):
         raise _Failure("cannot be mounted on this machine, for what is said above")
+    find_root(settings)
     return 0
 
 
@@ -339,6 +356,32 @@ def _list(_: argparse.Namespace) -> int:
 
 
 # The command itself
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """What a mount's settings are made of; see :func:`_settings`."""
+    engines = [kind.name for kind in ENGINES]
+    sub.add_argument(
+        "mountpoint", metavar="MOUNTPOINT", nargs="?",
+        help="an empty directory; if it is not given, that of the configuration file",
+    )  # fmt: skip
+    sub.add_argument(
+        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
+        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
+    )  # fmt: skip
+    sub.add_argument(
+        "--engine", metavar="NAME", choices=[*engines, AUTO],
+        help=f"one of {', '.join(engines)}, or {AUTO}: the best there is",
+    )  # fmt: skip
+    sub.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
+    sub.add_argument(
+        "--collectors", metavar="DIR", action="append", default=[],
+        help=f"load the collectors in there, besides those in {COLLECTORS}",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", metavar="FILE",
+        help=f"read the settings that are not given here from there, instead of {FILE}",
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -366,20 +409,7 @@ def _parser() -> argparse.ArgumentParser:
         "mount", _mount, "load the collectors and mount the file system",
         "cgstatfs mount --engine standalone --root /system.slice /cgstat",
     )  # fmt: skip
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    mount.add_argument(
-        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
-        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
-    )  # fmt: skip
-    mount.add_argument(
-        "--engine", metavar="NAME", choices=[kind.name for kind in ENGINES],
-        help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
-    )  # fmt: skip
-    mount.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
-    mount.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[],
-        help=f"load the collectors in there, besides those in {COLLECTORS}",
-    )  # fmt: skip
+    _add_settings(mount)
     mount.add_argument("--foreground", action="store_true", help="do not detach")
 
     umount = command(
@@ -433,12 +463,12 @@ def _parser() -> argparse.ArgumentParser:
     build.usage = "cgstatfs build [-h] [-o OUT] NAME.bpf.c [-- CLANG_OPTION ...]"
 
     check = command(
-        "check", _check, "say what works on this kernel, and what would make the rest work",
-        "cgstatfs check",
+        "check", _check,
+        "say what a mount with these options would be set to, what of it works on this kernel, and "
+        "what would make the rest work",
+        "cgstatfs check --config ./cgstatfs.toml",
     )  # fmt: skip
-    check.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[], help="try those in there, too"
-    )
+    _add_settings(check)
     command(
         "list", _list, "show the stats maps, what they cost and what they missed", "cgstatfs list"
     )
@@ -446,7 +476,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str) -> int:
-    print(f"cgstatfs: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"cgstatfs: {line}", file=sys.stderr)
     return 1
 
 

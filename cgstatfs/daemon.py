@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -20,6 +19,7 @@ from . import control, mountpoint
 from .attributes import Attributes
 from .changes import Changes
 from .collectors import CollectorError
+from .configuration import Settings
 from .engines import choose
 from .events import CgroupEvents
 from .filesystem import FileSystem
@@ -28,7 +28,7 @@ from .invalidation import Invalidator
 from .registry import Registry
 from .runtime import Runtime, State
 
-__all__ = ("COLLECTORS", "Settings", "run")
+__all__ = ("COLLECTORS", "find_root", "run")
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +42,6 @@ _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 COLLECTORS = Path("/etc/cgstatfs/collectors.d")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a mount is started with.
-
-    :param root: the cgroup to show, as a path from the root of the hierarchy
-    :param engine: an engine's name, or None for the best
-    :param directories: for drop-ins, besides :data:`COLLECTORS`
-    """
-
-    mount_point: Path
-    root: str = "/"
-    engine: str | None = None
-    directories: tuple[Path, ...] = ()
-
-
 def _load_collectors(registry: Registry, state: State) -> None:
     """Load what can be loaded; one that cannot does not stop the others."""
     for name, path in registry.wanted().items():
@@ -65,16 +50,23 @@ def _load_collectors(registry: Registry, state: State) -> None:
         except Exception as error:
             registry.failed(name, error)
     if registry.is_empty:
-        raise CollectorError("no collector can be used: " + "; ".join(state.failed.values()))
+        reasons = "; ".join(state.failed.values())
+        raise CollectorError(
+            "no collector can be used: " + (reasons or "all are turned off; leave one on")
+        )
 
 
-def _find_root(settings: Settings) -> tuple[Path, Path]:
-    """The mount of cgroup v2, and the directory of the cgroup to show."""
+def find_root(settings: Settings) -> tuple[Path, Path]:
+    """The mount of cgroup v2, and the directory of the cgroup to show.
+
+    :raises OSError: there is no such mount, or cgroup
+    """
     cgroupfs = find_cgroup2()
     root = cgroupfs / settings.root.strip("/")
     inside = root.is_dir() and ".." not in root.parts
     if not inside or root.stat().st_dev != cgroupfs.stat().st_dev:
-        raise FileNotFoundError(errno.ENOENT, "no such cgroup; see --root", str(root))
+        reason = f"no such cgroup; see root ({settings.origin('root')})"
+        raise FileNotFoundError(errno.ENOENT, reason, str(root))
     return cgroupfs, root
 
 
@@ -193,7 +185,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     :raises EngineUnavailable: the engine, or any engine
     :raises CollectorError: no collector can be used
     """
-    cgroupfs, root = _find_root(settings)
+    cgroupfs, root = find_root(settings)
     engine, reason = choose(settings.engine)
     with ExitStack() as stack:
         # Signals wait until we serve, soon, and while what was done is undone.
@@ -213,6 +205,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         registry = Registry(
             engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
             hierarchy, file_system, state, lambda: runtime.write_state(state),
+            settings.off,
         )  # fmt: skip
         stack.callback(registry.close)
         _load_collectors(registry, state)
