@@ -201,7 +201,11 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
         invalidator = Invalidator(hierarchy)
         attributes = Attributes(hierarchy, invalidator.attributes_changed)
         stack.callback(attributes.close)
-        file_system = FileSystem(hierarchy, attributes, events.drain)
+        file_system = FileSystem(
+            hierarchy, attributes, events.drain,
+            open_files_per_user=settings.open_files_per_user,
+            snapshot_memory=settings.snapshot_memory,
+        )  # fmt: skip
         registry = Registry(
             engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
             hierarchy, file_system, state, lambda: runtime.write_state(state),

@@ -45,8 +45,8 @@ _UNWATCHED = 1.0
 # open().
 _FILE_ATTRIBUTES = 0.01
 
-# Of one user, root excepted: fewer than there are handles for one file.
-_MAX_OPEN = 4096
+# How long nothing more is said of a limit that was reached.
+_SAID_SECONDS = 60.0
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -101,14 +101,20 @@ class FileSystem(pyfuse3.Operations):
     :param hierarchy: the cgroups
     :param attributes: of their directories
     :param drain: brings *hierarchy* up to date
+    :param open_files_per_user: how many files a user other than root can have open; fewer than
+        there are handles for one file (:data:`nodes.SERIALS`)
+    :param snapshot_memory: bytes that the texts of all open files may take together. Root's
+        count, but root is not refused, as with the kernel's ``file-max``: who watches the
+        machine reads on when others have used it up.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None]
-    ) -> None:
+        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None], *,
+        open_files_per_user: int, snapshot_memory: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._hierarchy = hierarchy
         self._attributes = attributes
@@ -117,6 +123,11 @@ class FileSystem(pyfuse3.Operations):
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
         self._open_of_user: Counter[int] = Counter()
+        self._open_files_per_user = open_files_per_user
+        self._snapshot_memory = snapshot_memory
+        # What the snapshots of all in _open take.
+        self._snapshot_bytes = 0
+        self._said_full = -_SAID_SECONDS
         self._serial = 0
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
@@ -349,7 +360,7 @@ class FileSystem(pyfuse3.Operations):
             raise self._gone(cgroup)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
-        if ctx.uid and self._open_of_user[ctx.uid] >= _MAX_OPEN:
+        if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:
             raise FUSEError(errno.EMFILE)
         handle = self._new_handle(cgroup, file)
         self._open[handle] = _OpenFile(cgroup, file, ctx.uid)
@@ -371,17 +382,40 @@ class FileSystem(pyfuse3.Operations):
         if offset == 0:
             if not current:
                 raise FUSEError(errno.ENODEV)
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+            self._take_snapshot(file)
         elif not file.snapshot and current:
             # As a kernel seq file does: what precedes the offset is made, and passed over.
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+            self._take_snapshot(file)
         if not current and offset >= len(file.snapshot):
             raise FUSEError(errno.ENODEV)
         return file.snapshot[offset : offset + size]
 
+    def _take_snapshot(self, file: _OpenFile) -> None:
+        """Look up, and keep the text in place of the one before."""
+        text = self._text(file.cgroup, file.file, errno.ENODEV)
+        more = len(text) - len(file.snapshot)
+        if file.user and more > 0 and self._snapshot_bytes + more > self._snapshot_memory:
+            self._say_full()
+            raise FUSEError(errno.ENFILE)
+        self._snapshot_bytes += more
+        file.snapshot = text
+
+    def _say_full(self) -> None:
+        """Once in a while: whoever reads on would fill the log."""
+        now = time.monotonic()
+        if now - self._said_full >= _SAID_SECONDS:
+            self._said_full = now
+            log.warning(
+                "the texts of %d open files take all of limits.snapshot-memory, %d bytes; users "
+                "other than root get ENFILE until some are closed",
+                len(self._open), self._snapshot_memory,
+            )  # fmt: skip
+
     @_guarded
     async def release(self, handle: int) -> None:
-        user = self._open.pop(handle).user
+        file = self._open.pop(handle)
+        self._snapshot_bytes -= len(file.snapshot)
+        user = file.user
         self._open_of_user[user] -= 1
         if not self._open_of_user[user]:
             del self._open_of_user[user]
