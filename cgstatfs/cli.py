@@ -10,13 +10,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from . import __version__, authoring, btf, control, inspection, journal, mountpoint
 from .channel import Channel
 from .collectors import CollectorError
-from .daemon import COLLECTORS, Settings, run, say
-from .engines import ENGINES, EngineUnavailable
+from .configuration import FILE, ConfigurationError, Settings, read_settings
+from .daemon import COLLECTORS, find_root, run, say
+from .engines import AUTO, ENGINES, EngineUnavailable
 from .holder import Holder
 from .processes import environment, python
 from .registry import wanted
@@ -30,7 +32,7 @@ log = logging.getLogger("cgstatfs")
 _EXIT_CODES = """\
 exit codes:
   0  done
-  1  it could not be done; one line on standard error says why
+  1  it could not be done; standard error says why
   2  the command line is wrong
 """
 
@@ -40,8 +42,10 @@ _IGNORED_OPTIONS = {
     "auto", "noauto", "nofail", "_netdev",
 }  # fmt: skip
 # Those that are ours, and take a value.
-_OPTIONS = ("engine", "root", "unserved", "watchdog")
-_DEFAULT_SECONDS = {"unserved": 60, "watchdog": 30}
+_OPTIONS = {
+    "engine": "engine", "root": "root", "unserved-seconds": "limits.unserved-seconds",
+    "watchdog-seconds": "limits.watchdog-seconds",
+}  # fmt: skip
 # For another daemon to come.
 _RESTART_SECONDS = 60
 
@@ -51,7 +55,7 @@ class _Failure(Exception):
 
 
 # What ends a command, or a daemon, and is explained in a line.
-_EXPECTED = (OSError, EngineUnavailable, CollectorError, Incompatible)
+_EXPECTED = (OSError, EngineUnavailable, CollectorError, ConfigurationError, Incompatible)
 
 
 def _require_root() -> None:
@@ -59,7 +63,7 @@ def _require_root() -> None:
         raise _Failure("not root: loading BPF programs and mounting need it; try sudo")
 
 
-def _mount_point(text: str) -> Path:
+def _mount_point(text: str | Path) -> Path:
     """Absolute, without symbolic links in it, as the mount table has it."""
     return Path(os.path.realpath(text))
 
@@ -68,34 +72,36 @@ def _mount_point(text: str) -> Path:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {"engine": arguments.engine, "root": arguments.root}
+    """What is in force: the options of :func:`_add_settings`, and the configuration file."""
+    given: dict[str, object] = {"engine": arguments.engine, "root": arguments.root}
     directories = [Path(os.path.abspath(each)) for each in arguments.collectors]
     for option in ",".join(arguments.options).split(","):
         key, _, value = option.partition("=")
         if key in _OPTIONS and value:
-            given[key] = given.get(key) or value
+            name = _OPTIONS[key]
+            given[name] = given.get(name) or (int(value) if value.isdecimal() else value)
         elif key == "collectors" and value:
             directories.append(Path(os.path.abspath(value)))
         elif option and option not in _IGNORED_OPTIONS and not option.startswith("x-"):
             raise _Failure(f'unknown mount option "{option}"; {", ".join(_OPTIONS)} and collectors '
                            "take a value")  # fmt: skip
-    engine, names = given["engine"], [kind.name for kind in ENGINES]
-    if engine not in (None, *names):
-        raise _Failure(f'unknown engine "{engine}"; there are {", ".join(names)}')
     for directory in directories:
         if not directory.is_dir():
             raise _Failure(f"{directory}: no such directory of collectors")
-    return Settings(
-        _mount_point(arguments.mountpoint), given["root"] or "/", engine, tuple(directories),
-        _seconds(given, "unserved"), _seconds(given, "watchdog"),
-    )  # fmt: skip
+    point = arguments.mountpoint
+    given["mount-point"] = None if point is None else os.path.abspath(point)
+    settings = read_settings(
+        Path(os.path.abspath(arguments.config)) if arguments.config else None,
+        {key: value for key, value in given.items() if value},
+    )
+    return replace(
+        settings, mount_point=_mount_point(settings.mount_point), directories=tuple(directories)
+    )
 
 
-def _seconds(given: dict[str, str | None], key: str) -> int:
-    text = given.get(key) or str(_DEFAULT_SECONDS[key])
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 3600:
-        raise _Failure(f"mount option {key}={text}: takes from 1 to 3600 seconds")
-    return int(text)
+def _collectors(settings: Settings) -> dict[str, Path]:
+    """The collectors that there are, by name; of those that are turned off as well."""
+    return wanted((COLLECTORS, *settings.directories))
 
 
 def _prepare(settings: Settings) -> Runtime:
@@ -141,40 +147,47 @@ def _why_locked(runtime: Runtime) -> str:
     return f"{path}: unmounted, and {daemon} still runs; it ends when the last file is closed"
 
 
-def _daemon_command(settings: Settings) -> list[str]:
-    command = [*python("cgstatfs"), "serve", "--root", settings.root]
-    if settings.engine:
-        command += ["--engine", settings.engine]
-    for directory in settings.directories:
-        command += ["--collectors", str(directory)]
+def _daemon_command(arguments: argparse.Namespace, settings: Settings) -> list[str]:
+    """Given what we were given: the configuration file may be another for the next daemon."""
+    command = [*python("cgstatfs"), "serve"]
+    for option, value in (("--engine", arguments.engine), ("--root", arguments.root)):
+        command += [option, value] if value else []
+    if arguments.config:
+        command += ["--config", os.path.abspath(arguments.config)]
+    for options in arguments.options:
+        command += ["-o", options]
+    for directory in arguments.collectors:
+        command += ["--collectors", os.path.abspath(directory)]
     return [*command, str(settings.mount_point)]
 
 
-def _holder_command(settings: Settings, runtime: Runtime, report: int | None) -> list[str]:
+def _holder_command(
+    arguments: argparse.Namespace, settings: Settings, runtime: Runtime, report: int | None
+) -> list[str]:
     command = [
         *python("cgstatfs.holder"), "--lock", str(runtime.lock_descriptor),
         "--limit", str(settings.unserved_seconds), "--watchdog", str(settings.watchdog_seconds),
     ]  # fmt: skip
     if report is not None:
         command += ["--report", str(report)]
-    return [*command, str(settings.mount_point), "--", *_daemon_command(settings)]
+    return [*command, str(settings.mount_point), "--", *_daemon_command(arguments, settings)]
 
 
-def _become_holder(settings: Settings, runtime: Runtime) -> None:
+def _become_holder(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> None:
     """Does not return. The holder is a program of its own, as it is to be small."""
     os.set_inheritable(runtime.lock_descriptor, True)
-    command = _holder_command(settings, runtime, None)
+    command = _holder_command(arguments, settings, runtime, None)
     sys.stdout.flush()
     os.chdir("/")
     os.execve(command[0], command, environment())
 
 
-def _mount_detached(settings: Settings, runtime: Runtime) -> int:
+def _mount_detached(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> int:
     """Start the holder, and return when the mount answers."""
     reader, writer = os.pipe()
     with open(runtime.log, "ab", buffering=0) as output:
         subprocess.Popen(
-            _holder_command(settings, runtime, writer), env=environment(), cwd="/",
+            _holder_command(arguments, settings, runtime, writer), env=environment(), cwd="/",
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             pass_fds=(writer, runtime.lock_descriptor),
         )  # fmt: skip
@@ -193,10 +206,12 @@ def _mount_detached(settings: Settings, runtime: Runtime) -> int:
 def _mount(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
+    for line in settings.unknown_collectors(_collectors(settings)):
+        log.warning("%s", line)
     runtime = _prepare(settings)
     if arguments.foreground:
-        _become_holder(settings, runtime)
-    return _mount_detached(settings, runtime)
+        _become_holder(arguments, settings, runtime)
+    return _mount_detached(arguments, settings, runtime)
 
 
 def _hold(arguments: argparse.Namespace) -> int:
@@ -377,9 +392,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     _require_root()
-    paths = wanted([COLLECTORS, *map(Path, arguments.collectors)])
-    if not inspection.check(paths):
+    settings = _settings(arguments)
+    if not inspection.check(settings, _collectors(settings)):
         raise _Failure("cannot be mounted on this machine, for what is said above")
+    find_root(settings)
     return 0
 
 
@@ -390,6 +406,32 @@ def _list(_: argparse.Namespace) -> int:
 
 
 # The command itself
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """What a mount's settings are made of; see :func:`_settings`."""
+    engines = [kind.name for kind in ENGINES]
+    sub.add_argument(
+        "mountpoint", metavar="MOUNTPOINT", nargs="?",
+        help="an empty directory; if it is not given, that of the configuration file",
+    )  # fmt: skip
+    sub.add_argument(
+        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
+        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
+    )  # fmt: skip
+    sub.add_argument(
+        "--engine", metavar="NAME", choices=[*engines, AUTO],
+        help=f"one of {', '.join(engines)}, or {AUTO}: the best there is",
+    )  # fmt: skip
+    sub.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
+    sub.add_argument(
+        "--collectors", metavar="DIR", action="append", default=[],
+        help=f"load the collectors in there, besides those in {COLLECTORS}",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", metavar="FILE",
+        help=f"read the settings that are not given here from there, instead of {FILE}",
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -415,20 +457,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def mounting(name, function, help, example):
         sub = command(name, function, help, example)
-        sub.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-        sub.add_argument(
-            "-o", dest="options", metavar="OPTION,...", action="append", default=[],
-            help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
-        )  # fmt: skip
-        sub.add_argument(
-            "--engine", metavar="NAME", choices=[kind.name for kind in ENGINES],
-            help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
-        )  # fmt: skip
-        sub.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
-        sub.add_argument(
-            "--collectors", metavar="DIR", action="append", default=[],
-            help=f"load the collectors in there, besides those in {COLLECTORS}",
-        )  # fmt: skip
+        _add_settings(sub)
         return sub
 
     mount = mounting(
@@ -498,12 +527,12 @@ def _parser() -> argparse.ArgumentParser:
     build.usage = "cgstatfs build [-h] [-o OUT] NAME.bpf.c [-- CLANG_OPTION ...]"
 
     check = command(
-        "check", _check, "say what works on this kernel, and what would make the rest work",
-        "cgstatfs check",
+        "check", _check,
+        "say what a mount with these options would be set to, what of it works on this kernel, and "
+        "what would make the rest work",
+        "cgstatfs check --config ./cgstatfs.toml",
     )  # fmt: skip
-    check.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[], help="try those in there, too"
-    )
+    _add_settings(check)
     command(
         "list", _list, "show the stats maps, what they cost and what they missed", "cgstatfs list"
     )
@@ -511,7 +540,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str) -> int:
-    print(f"cgstatfs: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"cgstatfs: {line}", file=sys.stderr)
     return 1
 
 

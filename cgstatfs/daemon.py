@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -19,7 +18,8 @@ from . import control
 from .attributes import Attributes
 from .changes import Changes
 from .collectors import CollectorError
-from .engines import Engine, EngineUnavailable, choose
+from .configuration import Settings
+from .engines import AUTO, Engine, EngineUnavailable, choose
 from .events import CgroupEvents
 from .filesystem import FileSystem
 from .hierarchy import Hierarchy, find_cgroup2
@@ -30,7 +30,7 @@ from .registry import Registry
 from .runtime import Runtime, State
 from .takeover import Connection, Incompatible
 
-__all__ = ("COLLECTORS", "Settings", "run", "say")
+__all__ = ("COLLECTORS", "find_root", "run", "say")
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +39,6 @@ _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
 
 # Where collectors are dropped in.
 COLLECTORS = Path("/etc/cgstatfs/collectors.d")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a mount is started with.
-
-    :param root: the cgroup to show, as a path from the root of the hierarchy
-    :param engine: an engine's name, or None for the best
-    :param directories: for drop-ins, besides :data:`COLLECTORS`
-    :param unserved_seconds: without a daemon, after which the mount is given up
-    :param watchdog_seconds: after which a daemon that hangs is killed
-    """
-
-    mount_point: Path
-    root: str = "/"
-    engine: str | None = None
-    directories: tuple[Path, ...] = ()
-    unserved_seconds: int = 60
-    watchdog_seconds: int = 30
 
 
 def _load_collectors(registry: Registry, state: State) -> None:
@@ -73,16 +54,23 @@ def _load_collectors(registry: Registry, state: State) -> None:
         except Exception as error:
             registry.failed(name, error)
     if registry.is_empty:
-        raise CollectorError("no collector can be used: " + "; ".join(state.failed.values()))
+        reasons = "; ".join(state.failed.values())
+        raise CollectorError(
+            "no collector can be used: " + (reasons or "all are turned off; leave one on")
+        )
 
 
-def _find_root(settings: Settings) -> tuple[Path, Path]:
-    """The mount of cgroup v2, and the directory of the cgroup to show."""
+def find_root(settings: Settings) -> tuple[Path, Path]:
+    """The mount of cgroup v2, and the directory of the cgroup to show.
+
+    :raises OSError: there is no such mount, or cgroup
+    """
     cgroupfs = find_cgroup2()
     root = cgroupfs / settings.root.strip("/")
     inside = root.is_dir() and ".." not in root.parts
     if not inside or root.stat().st_dev != cgroupfs.stat().st_dev:
-        raise FileNotFoundError(errno.ENOENT, "no such cgroup; see --root", str(root))
+        reason = f"no such cgroup; see root ({settings.origin('root')})"
+        raise FileNotFoundError(errno.ENOENT, reason, str(root))
     return cgroupfs, root
 
 
@@ -161,7 +149,7 @@ class _Daemon:
         self.runtime = runtime
         self.connection = connection
         self.teller = teller
-        cgroupfs, root = _find_root(settings)
+        cgroupfs, root = find_root(settings)
         previous = runtime.read_state()
         engine, reason = _choose(settings, previous)
         # First, so that whatever ends this process, others see what it left.
@@ -179,11 +167,13 @@ class _Daemon:
         stack.callback(known.close)
         stack.callback(open_files.close)
         self.file_system = FileSystem(
-            self.hierarchy, self.attributes, self.events.drain, known, open_files
-        )
+            self.hierarchy, self.attributes, self.events.drain, known, open_files,
+            open_files_per_user=settings.open_files_per_user,
+            snapshot_memory=settings.snapshot_memory,
+        )  # fmt: skip
         self.registry = Registry(
             engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
-            self.hierarchy, self.file_system, self.state, self._changed,
+            self.hierarchy, self.file_system, self.state, self._changed, settings.off,
         )  # fmt: skip
         stack.callback(self.registry.close)
         self.changes = Changes(self.registry, cgroupfs)
@@ -231,7 +221,7 @@ class _Daemon:
 
 def _choose(settings: Settings, previous: State | None) -> tuple[Engine, str]:
     """The engine: what loaded the collectors that are there goes on with them."""
-    if previous is None or settings.engine not in (None, previous.engine):
+    if previous is None or settings.engine not in (AUTO, previous.engine):
         return choose(settings.engine)
     engine, _ = choose(previous.engine)
     return engine, previous.reason

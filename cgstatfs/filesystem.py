@@ -47,8 +47,8 @@ _UNWATCHED = 1.0
 # open().
 _FILE_ATTRIBUTES = 0.01
 
-# Of one user, root excepted: fewer than there are handles for one file.
-_MAX_OPEN = 4096
+# How long nothing more is said of a limit that was reached.
+_SAID_SECONDS = 60.0
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -119,6 +119,11 @@ class FileSystem(pyfuse3.Operations):
     :param drain: brings *hierarchy* up to date
     :param known: what the kernel has been told of
     :param slots: the open files, as the next daemon finds them
+    :param open_files_per_user: how many files a user other than root can have open; fewer than
+        there are handles for one file (:data:`nodes.SERIALS`)
+    :param snapshot_memory: bytes that the texts of all open files may take together. Root's
+        count, but root is not refused, as with the kernel's ``file-max``: who watches the
+        machine reads on when others have used it up.
     """
 
     supports_dot_lookup = False
@@ -126,7 +131,7 @@ class FileSystem(pyfuse3.Operations):
 
     def __init__(
         self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None],
-        known: Known, slots: OpenFiles,
+        known: Known, slots: OpenFiles, *, open_files_per_user: int, snapshot_memory: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self._hierarchy = hierarchy
@@ -138,6 +143,11 @@ class FileSystem(pyfuse3.Operations):
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
         self._open_of_user: Counter[int] = Counter()
+        self._open_files_per_user = open_files_per_user
+        self._snapshot_memory = snapshot_memory
+        # What the snapshots of all in _open take.
+        self._snapshot_bytes = 0
+        self._said_full = -_SAID_SECONDS
         self._serial = 0
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
@@ -394,7 +404,7 @@ class FileSystem(pyfuse3.Operations):
             raise self._gone(cgroup)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
-        if ctx.uid and self._open_of_user[ctx.uid] >= _MAX_OPEN:
+        if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:
             raise FUSEError(errno.EMFILE)
         handle = self._new_handle(cgroup, file)
         slot = self._slots.add(handle, cgroup.id, ctx.uid, file.tag)
@@ -428,12 +438,32 @@ class FileSystem(pyfuse3.Operations):
                 return b""
         elif current and (offset == 0 or not file.snapshot):
             # As a kernel seq file does: what precedes the offset is made, and passed over.
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
-            file.length = None
-            self._slots.read(file.slot, len(file.snapshot))
+            self._take_snapshot(file)
         if not current and offset >= len(file.snapshot):
             raise FUSEError(errno.ENODEV)
         return file.snapshot[offset : offset + size]
+
+    def _take_snapshot(self, file: _OpenFile) -> None:
+        """Look up, and keep the text in place of the one before."""
+        text = self._text(file.cgroup, file.file, errno.ENODEV)
+        more = len(text) - len(file.snapshot)
+        if file.user and more > 0 and self._snapshot_bytes + more > self._snapshot_memory:
+            self._say_full()
+            raise FUSEError(errno.ENFILE)
+        self._snapshot_bytes += more
+        file.snapshot, file.length = text, None
+        self._slots.read(file.slot, len(text))
+
+    def _say_full(self) -> None:
+        """Once in a while: whoever reads on would fill the log."""
+        now = time.monotonic()
+        if now - self._said_full >= _SAID_SECONDS:
+            self._said_full = now
+            log.warning(
+                "the texts of %d open files take all of limits.snapshot-memory, %d bytes; users "
+                "other than root get ENFILE until some are closed",
+                len(self._open), self._snapshot_memory,
+            )  # fmt: skip
 
     @_guarded
     async def release(self, handle: int) -> None:
@@ -441,6 +471,7 @@ class FileSystem(pyfuse3.Operations):
         if file is None:
             return  # Closed by a daemon that was killed before it had answered.
         self._slots.remove(file.slot)
+        self._snapshot_bytes -= len(file.snapshot)
         user = file.user
         self._open_of_user[user] -= 1
         if not self._open_of_user[user]:

@@ -115,11 +115,13 @@ class Registry:
     :param pins: directory in bpffs for their pins
     :param directories: for drop-ins
     :param changed: called when *state* changed
+    :param off: collectors that are loaded only when it is asked for by name
     """
 
     def __init__(
         self, engine: Engine, root_id: int, pins: Path, directories: tuple[Path, ...],
         hierarchy: Hierarchy, file_system: FileSystem, state: State, changed: Callable[[], None],
+        off: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self._engine = engine
         self._root_id = root_id
@@ -129,6 +131,7 @@ class Registry:
         self._file_system = file_system
         self._state = state
         self._changed = changed
+        self._off = off
         self._loaded: dict[str, _Loaded] = {}
         self._adopted: dict[str, AdoptedMap] = {}
         self._gone: list[str] = []
@@ -139,7 +142,8 @@ class Registry:
 
     def wanted(self) -> dict[str, Path]:
         """What is to be loaded at start and by a reload."""
-        return wanted(self._directories)
+        found = wanted(self._directories)
+        return {name: path for name, path in found.items() if name not in self._off}
 
     def prepare(self, path: Path, initials: dict[str, int], keep: bool) -> _Loaded:
         """Load a collector, pin it beside one of its name that is loaded, and open its pins.
@@ -314,8 +318,11 @@ class Registry:
         self._changed()
 
     def stale(self, wanted: Iterable[str]) -> list[str]:
-        """Loaded drop-ins that are not among those that are wanted."""
-        return [n for n, loaded in self._loaded.items() if loaded.dropped_in and n not in wanted]
+        """Loaded collectors that are not among those that are wanted, though of the directories."""
+        return [
+            name for name, loaded in self._loaded.items()
+            if name not in wanted and (loaded.dropped_in or name in self._off)
+        ]  # fmt: skip
 
     def is_current(self, name: str, path: Path) -> bool:
         """Whether a collector was loaded from that file as it is now, and runs."""

@@ -32,7 +32,7 @@ def mounted_anew(engine: str, cgroupfs: Path, path: Path, *options: str) -> Iter
     """A mount of the test's own, whose daemons it may kill; nothing of it is left."""
     path.mkdir(exist_ok=True)
     # On a loaded machine more time may pass without a daemon than with one.
-    options = options or ("-o", "unserved=3600")
+    options = options or ("-o", "unserved-seconds=3600")
     done = cgstatfs("mount", "--engine", engine, *options, path)
     assert done.returncode == 0, done.stderr
     runtime = Runtime(path)
@@ -147,7 +147,7 @@ def test_stopped_or_hanging(
     """A daemon that does not get on is killed, and another comes; who waits does not hang."""
     with (
         mounted_anew(
-            engine_name, cgroupfs, tmp_path / "mnt", "-o", f"unserved=3600,watchdog={WATCHDOG}"
+            engine_name, cgroupfs, tmp_path / "mnt", "-o", f"unserved-seconds=3600,watchdog-seconds={WATCHDOG}"
         ) as mount,
         hammered(mount, tree, tmp_path) as check,
     ):

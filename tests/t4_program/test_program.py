@@ -85,7 +85,6 @@ def test_help_and_version() -> None:
 
 def test_wrong_command_lines(tmp_path: Path) -> None:
     fails(code=2)
-    fails("mount", code=2)
     fails("mount", "--engine", "steam", tmp_path, code=2)
     fails("frobnicate", code=2)
     assert "bogus" in fails("mount", "-o", "ro,bogus=1", tmp_path)
