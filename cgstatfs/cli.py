@@ -313,11 +313,10 @@ def _running(arguments: argparse.Namespace) -> Runtime:
     if arguments.mount:
         path = _mount_point(arguments.mount)
         runtime = Runtime(path)
-        state = runtime.read_state()
-        if state is None or not state.lives():
+        if not runtime.is_held():
             raise _Failure(f"{path}: no cgstatfs is mounted there")
         return runtime
-    found = [r for r in Runtime.all() if (state := r.read_state()) and state.lives()]
+    found = [runtime for runtime in Runtime.all() if runtime.is_held()]
     if len(found) != 1:
         points = ", ".join(str(r.mount_point) for r in found)
         raise _Failure(f"several are mounted: {points}; choose with --mount" if found else

@@ -145,8 +145,8 @@ class _Daemon:
         self, settings: Settings, runtime: Runtime, connection: Connection, teller: Teller,
         stack: ExitStack,
     ) -> None:  # fmt: skip
-        self.settings = settings
         self.runtime = runtime
+        self.ended = False
         self.connection = connection
         self.teller = teller
         cgroupfs, root = find_root(settings)
@@ -155,6 +155,7 @@ class _Daemon:
         # First, so that whatever ends this process, others see what it left.
         self.state = State.of_this_process(settings.mount_point, engine.name, reason, previous)
         self.state.served = connection.taken
+        self.state.holder = connection.holder
         self._changed()
         runtime.make_pins()
         self.hierarchy = Hierarchy(root)
@@ -216,6 +217,7 @@ class _Daemon:
             await _serve_requests()
             # Also where it was aborted: nobody is served any more.
             self.connection.unmounted()
+            self.ended = True
             nursery.cancel_scope.cancel()
 
 
@@ -230,6 +232,7 @@ def _choose(settings: Settings, previous: State | None) -> tuple[Engine, str]:
 async def _mourn(connection: Connection) -> None:
     """The mount does not end with its holder, but with us, who now hold it alone."""
     await connection.wait_for_end()
+    connection.orphaned = True
     log.critical("the holder has gone; the mount will end with this daemon")
     await trio.sleep_forever()
 
@@ -260,6 +263,8 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
                 ready(state)
 
             trio.run(daemon.serve, tell)
+        if connection.orphaned and daemon.ended:
+            runtime.remove()
     except (OSError, EngineUnavailable, CollectorError, Incompatible) as error:
         connection.failed(say(error))
         raise

@@ -347,7 +347,10 @@ class Holder:
             self._account()
             daemon.ready = True
             self._delay = 0.0 if self._unserved < self._limit / 2 else self._delay
-            self._report(message["ready"], True)
+            try:
+                self._report(message["ready"], True)
+            except BrokenPipeError:
+                self._finish()  # Who asked for it was interrupted, and does not want it any more.
         elif "failed" in message:
             log.error("the daemon (pid %d) cannot serve: %s", daemon.pid, message["failed"])
             if not self._answer:
@@ -417,7 +420,8 @@ class Holder:
         self._drop_device()
         self._init = b""
         if self._command:
-            self._report(why, False)
+            with contextlib.suppress(BrokenPipeError):
+                self._report(why, False)
             self._ended, self._status = True, 1
 
     def _stop(self) -> None:
@@ -484,8 +488,7 @@ def _report_to(descriptor: int | None) -> Callable[[str, bool], None]:
         if descriptor is None:
             print(text if good else f"cgstatfs: {text}", file=sys.stdout if good else sys.stderr, flush=True)
             return
-        # Who asked may have been interrupted, and does not want it any more.
-        with contextlib.suppress(BrokenPipeError), open(descriptor, "wb") as pipe:
+        with open(descriptor, "wb") as pipe:
             pipe.write((("+" if good else "") + text).encode("utf-8", "replace"))
 
     return report

@@ -17,7 +17,7 @@ from .configuration import Settings
 from .engines import AUTO, ENGINES, Engine, EngineUnavailable
 from .hierarchy import find_cgroup2
 from .registry import request_for
-from .runtime import Runtime
+from .runtime import Runtime, State
 from .valuetype import ValueType
 
 __all__ = ("check", "describe_elements", "list_maps")
@@ -138,14 +138,21 @@ def _list_collector(directory: Path) -> None:
     print(f"    runs that BPF skipped {total}" + (f": {details}" if details else ""))
 
 
+def _condition(runtime: Runtime, state: State) -> str:
+    if runtime.is_held():
+        return "" if state.lives() else "; its daemon has ended, and another will come"
+    if state.kept:
+        return "; not mounted, but counting; cgstatfs mount shows it again, and cgstatfs umount ends it"
+    return "; its daemon was killed, and cgstatfs umount ends the rest"
+
+
 def list_maps() -> None:
     """Print the stats maps of every mount: elements, memory, and what was missed."""
     found = [(runtime, state) for runtime in Runtime.all() if (state := runtime.read_state())]
     if not found:
         print("no cgstatfs is mounted")
     for runtime, state in found:
-        dead = "" if state.lives() else "; its daemon was killed, and cgstatfs umount ends the rest"
-        print(f"{state.mount_point}: engine {state.engine}{dead}")
+        print(f"{state.mount_point}: engine {state.engine}{_condition(runtime, state)}")
         for directory in sorted(runtime.pins.iterdir()) if runtime.pins.is_dir() else ():
             if "~" in directory.name:
                 continue  # It is being loaded.

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .channel import Channel
 from .mountpoint import ensure_mounted
 
 __all__ = ("RUN", "Runtime", "State", "mount_bpffs")
@@ -71,6 +72,7 @@ class State:
     """What a daemon tells the other commands.
 
     :ivar started: when, in ticks since boot: a later process may have its id
+    :ivar holder: the process id of who holds the mount
     :ivar connection: its number in fusectl; 0 before it is mounted
     :ivar served: which daemon of the mount it is: 1 for the first
     :ivar kept: the mount was ended, and its collectors were left
@@ -86,6 +88,7 @@ class State:
     mount_point: str
     engine: str
     reason: str
+    holder: int = 0
     connection: int = 0
     served: int = 1
     kept: bool = False
@@ -189,6 +192,14 @@ class Runtime:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def is_held(self) -> bool:
+        """Whether there is a holder; there may be no daemon just now."""
+        try:
+            Channel.connect(self.holder_socket).close()
+        except OSError:
+            return False
+        return True
 
     def read_state(self) -> State | None:
         try:

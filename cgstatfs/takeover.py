@@ -35,7 +35,9 @@ class Connection:
 
     :ivar taken: which daemon of the mount this is: 1 for the first
     :ivar watchdog: seconds without a heartbeat after which the holder kills us
-    :ivar number: by which fusectl knows the connection
+    :ivar number: by which fusectl knows the connection; 0 if the daemon before us has said so
+    :ivar holder: its process id
+    :ivar orphaned: it has gone
     :raises OSError: there is no holder
     """
 
@@ -43,6 +45,8 @@ class Connection:
         self._runtime = runtime
         self._channel = Channel.connect(runtime.holder_socket)
         self._device = -1
+        self.holder = self._channel.pid
+        self.orphaned = False
         self.number = 0
         self._channel.send({"hello": __version__})
         welcome = self._receive()
