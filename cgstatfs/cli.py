@@ -361,6 +361,10 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return _ask(arguments, {"do": "adopt", "name": arguments.name, "path": path})
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    return _ask(arguments, {"do": "status"})
+
+
 # new, build
 
 
@@ -485,6 +489,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--mount", metavar="MOUNTPOINT", help="which one, if several are mounted")
         return sub
 
+    changing("status", _status, "say how a running mount is", "cgstatfs status")
     changing("restart", _restart, "have another daemon serve a running mount", "cgstatfs restart")
     keep = "go on with the counts of the one that is replaced, if the type is the same"
     load = changing(

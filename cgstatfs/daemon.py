@@ -15,6 +15,7 @@ import pyfuse3
 import trio
 
 from . import control
+from .about import About
 from .attributes import Attributes
 from .changes import Changes
 from .collectors import CollectorError
@@ -35,7 +36,7 @@ __all__ = ("COLLECTORS", "find_root", "run", "say")
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
 
 # Where collectors are dropped in.
 COLLECTORS = Path("/etc/cgstatfs/collectors.d")
@@ -113,16 +114,22 @@ async def _serve_requests() -> None:
                 raise
 
 
-async def _obey_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
-    """SIGHUP has the collectors' directories read anew; the others end this daemon.
+async def _obey_signals(
+    stop: Callable[[], None], reload: Callable[[], None], about: About
+) -> None:
+    """SIGHUP has the collectors' directories read anew; SIGUSR1 has the daemon say how it is; the
+    others end it.
 
     Not the mount, which is the holder's. Requests are answered one at a time, each without
     waiting for anything, so none is left half done.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        while await anext(signals) == signal.SIGHUP:
-            reload()
+        while (number := await anext(signals)) not in _STOP_SIGNALS:
+            if number == signal.SIGHUP:
+                reload()
+            else:
+                log.info("%s", ", ".join(about.lines()))
     stop()
 
 
@@ -177,7 +184,9 @@ class _Daemon:
             self.hierarchy, self.file_system, self.state, self._changed, settings.off,
         )  # fmt: skip
         stack.callback(self.registry.close)
-        self.changes = Changes(self.registry, cgroupfs)
+        self.about = About(self.registry, self.state, lambda: self.file_system.limits_hit)
+        self.file_system.show_about(self.about.files)
+        self.changes = Changes(self.registry, cgroupfs, self.about)
         _load_collectors(self.registry, self.state)
         self.listener = stack.enter_context(control.listen(runtime.socket))
 
@@ -212,7 +221,7 @@ class _Daemon:
                 (_mourn, self.connection),
             ):
                 nursery.start_soon(_keep_running, task, *arguments)
-            nursery.start_soon(_obey_signals, nursery.cancel_scope.cancel, reload)
+            nursery.start_soon(_obey_signals, nursery.cancel_scope.cancel, reload, self.about)
             ready(self.state)
             await _serve_requests()
             # Also where it was aborted: nobody is served any more.

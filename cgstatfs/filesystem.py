@@ -52,19 +52,30 @@ _SAID_SECONDS = 60.0
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
+# In the root, for who asks for it by name.
+ABOUT = b".cgstatfs"
+
+# From the names of the files in it to their texts.
+About = Callable[[], dict[bytes, Callable[[], bytes]]]
+
 # From a cgroup id to the text. Raises OSError: ENOENT if the cgroup is gone.
 ReadFile = Callable[[int], bytes]
 
 
 class _File:
-    """A stats map, as a file. :ivar gone: it was unloaded"""
+    """A stats map, as a file.
 
-    __slots__ = ("name", "tag", "read", "gone")
+    :ivar about: it is one in ``.cgstatfs`` instead, and of no cgroup
+    :ivar gone: it was unloaded
+    """
 
-    def __init__(self, name: bytes, tag: int, read: ReadFile) -> None:
+    __slots__ = ("name", "tag", "read", "about", "gone")
+
+    def __init__(self, name: bytes, tag: int, read: ReadFile, about: bool = False) -> None:
         self.name = name
         self.tag = tag
         self.read = read
+        self.about = about
         self.gone = False
 
 
@@ -124,6 +135,7 @@ class FileSystem(pyfuse3.Operations):
     :param snapshot_memory: bytes that the texts of all open files may take together. Root's
         count, but root is not refused, as with the kernel's ``file-max``: who watches the
         machine reads on when others have used it up.
+    :ivar limits_hit: how often one of the two was reached
     """
 
     supports_dot_lookup = False
@@ -148,7 +160,9 @@ class FileSystem(pyfuse3.Operations):
         # What the snapshots of all in _open take.
         self._snapshot_bytes = 0
         self._said_full = -_SAID_SECONDS
+        self.limits_hit = 0
         self._serial = 0
+        self._about: About = dict
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
         hierarchy.on_change(self._on_change)
@@ -176,6 +190,10 @@ class FileSystem(pyfuse3.Operations):
             del self._file_of_tag[file.tag]
             file.gone = True
 
+    def show_about(self, about: About) -> None:
+        """Show what the file system says of itself, in ``.cgstatfs``."""
+        self._about = about
+
     def recover(self) -> list[Cgroup]:
         """Go on where earlier daemons ended; to be called when all files are there.
 
@@ -185,10 +203,12 @@ class FileSystem(pyfuse3.Operations):
         self._removed |= {cgroup.id: cgroup for cgroup in gone}
         for slot in self._slots.recover():
             cgroup = self._hierarchy.by_id.get(slot.cgroup) or self._removed.get(slot.cgroup)
+            file = self._file_of_tag.get(slot.tag)
+            if not slot.cgroup:
+                cgroup, file = self._hierarchy.root, self._about_file(slot.tag)
             if cgroup is None:
                 cgroup = Cgroup(slot.cgroup, self._hierarchy.root, b"")
                 cgroup.alive = False
-            file = self._file_of_tag.get(slot.tag)
             if file is None:
                 file = _File(b"", slot.tag, _no_text)
                 file.gone = True
@@ -213,8 +233,19 @@ class FileSystem(pyfuse3.Operations):
     def _node(self, cgroup: Cgroup) -> int:
         return nodes.ROOT if cgroup is self._hierarchy.root else cgroup.id
 
+    def _about_file(self, tag: int) -> _File | None:
+        for name, text in self._about().items():
+            if nodes.tag(name) == tag:
+                return _File(name, tag, lambda _: text(), about=True)
+        return None
+
     def _cgroup_and_file(self, node: int, *, unloaded: bool = False) -> tuple[Cgroup, _File]:
         """:param unloaded: also a file that is open and was unloaded"""
+        if nodes.is_about(node):
+            file = self._about_file(nodes.about_tag(node))
+            if file is None:
+                raise FUSEError(errno.ESTALE)
+            return self._hierarchy.root, file
         id, tag = nodes.split_file_node(node)
         file = self._file_of_tag.get(tag)
         if file is None and unloaded:
@@ -263,7 +294,9 @@ class FileSystem(pyfuse3.Operations):
     def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
         status, _ = self._stat(cgroup)
         entry = EntryAttributes()
-        entry.st_ino = nodes.file_node(cgroup.id, file.tag)
+        entry.st_ino = (
+            nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
+        )
         entry.st_mode = stat.S_IFREG | 0o444
         entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
         entry.st_uid = status.st_uid
@@ -301,7 +334,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
-        if nodes.is_file(node):
+        if node == nodes.ABOUT:
+            return self._about_attributes()
+        if nodes.is_file(node) or nodes.is_about(node):
             return self._file_attributes(*self._cgroup_and_file(node, unloaded=True))
         entry = self._directory_attributes(self._cgroup(node))
         if node == nodes.ROOT:
@@ -310,6 +345,8 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if parent == nodes.ABOUT:
+            return self._look_up_about(name)
         directory = self._cgroup(parent)
         if not directory.alive:
             raise self._gone(directory)
@@ -319,15 +356,33 @@ class FileSystem(pyfuse3.Operations):
             self._known.add(child)
             child.lookups += 1
             return entry
+        if name == ABOUT and parent == nodes.ROOT:
+            return self._about_attributes()
         file = self._files.get(name)
         if file is None:
             raise FUSEError(errno.ENOENT)
         return self._file_attributes(directory, file)
 
+    def _look_up_about(self, name: bytes) -> EntryAttributes:
+        file = self._about_file(nodes.tag(name))
+        if file is None or file.name != name:
+            # As its parent is not that of a cgroup, so no dots.
+            raise FUSEError(errno.ENOENT)
+        return self._file_attributes(self._hierarchy.root, file)
+
+    def _about_attributes(self) -> EntryAttributes:
+        """Of ``.cgstatfs``: for all to read, and never in the kernel's cache."""
+        entry = self._directory_attributes(self._hierarchy.root)
+        entry.st_ino = nodes.ABOUT
+        entry.st_mode = stat.S_IFDIR | 0o555
+        entry.st_nlink = 2
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
     async def forget(self, inode_list: list[tuple[int, int]]) -> None:
         # No answer is expected, so there is none to put an error into; nothing here raises.
         for node, count in inode_list:
-            if node == nodes.ROOT or nodes.is_file(node):
+            if node == nodes.ROOT or nodes.is_file(node) or nodes.is_about(node):
                 continue
             cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
             if cgroup is None:
@@ -342,6 +397,8 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def opendir(self, node: int, ctx: RequestContext) -> int:
+        if node == nodes.ABOUT:
+            return node
         cgroup = self._cgroup(node)
         if not cgroup.alive:
             raise self._gone(cgroup)
@@ -349,6 +406,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
+        if handle == nodes.ABOUT:
+            self._list_about(start, token)
+            return
         directory = self._cgroup(handle)
         if start < nodes.COOKIE_DOTDOT and not self._list_dots(directory, start, token):
             return
@@ -382,6 +442,22 @@ class FileSystem(pyfuse3.Operations):
             child.lookups += 1
         return True
 
+    def _list_about(self, start: int, token: ReaddirToken) -> None:
+        root = self._hierarchy.root
+        entries = [
+            (nodes.COOKIE_DOT, b".", self._about_attributes),
+            (nodes.COOKIE_DOTDOT, b"..", lambda: self._directory_attributes(root)),
+        ]
+        for tag in sorted(map(nodes.tag, self._about())):
+            file = self._about_file(tag)
+            entries.append((
+                nodes.file_cookie(tag), file.name,
+                functools.partial(self._file_attributes, root, file),
+            ))  # fmt: skip
+        for cookie, name, attributes in entries:
+            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes(), cookie):
+                return
+
     def _list_files(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
         for tag, file in sorted(self._file_of_tag.items()):
             cookie = nodes.file_cookie(tag)
@@ -405,19 +481,21 @@ class FileSystem(pyfuse3.Operations):
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
         if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:
+            self.limits_hit += 1
             raise FUSEError(errno.EMFILE)
-        handle = self._new_handle(cgroup, file)
-        slot = self._slots.add(handle, cgroup.id, ctx.uid, file.tag)
+        id = 0 if file.about else cgroup.id
+        handle = self._new_handle(id, file)
+        slot = self._slots.add(handle, id, ctx.uid, file.tag)
         if slot is None:
             raise FUSEError(errno.ENFILE)
         self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot)
         self._open_of_user[ctx.uid] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
-    def _new_handle(self, cgroup: Cgroup, file: _File) -> int:
+    def _new_handle(self, id: int, file: _File) -> int:
         for _ in range(nodes.SERIALS):
             self._serial += 1
-            handle = nodes.file_handle(cgroup.id, file.tag, self._serial)
+            handle = nodes.file_handle(id, file.tag, self._serial)
             if handle not in self._open:
                 return handle
         raise FUSEError(errno.ENFILE)
@@ -456,6 +534,7 @@ class FileSystem(pyfuse3.Operations):
 
     def _say_full(self) -> None:
         """Once in a while: whoever reads on would fill the log."""
+        self.limits_hit += 1
         now = time.monotonic()
         if now - self._said_full >= _SAID_SECONDS:
             self._said_full = now

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,7 @@ class Registry:
     :param pins: directory in bpffs for their pins
     :param directories: for drop-ins
     :param changed: called when *state* changed
+    :ivar lookups: how many each file was the reason for, since this daemon began
     :param off: collectors that are loaded only when it is asked for by name
     """
 
@@ -135,6 +137,7 @@ class Registry:
         self._loaded: dict[str, _Loaded] = {}
         self._adopted: dict[str, AdoptedMap] = {}
         self._gone: list[str] = []
+        self.lookups: Counter[str] = Counter()
         self.on_gone: Callable[[], None] = lambda: None
         hierarchy.on_change(self._on_change)
 
@@ -260,7 +263,7 @@ class Registry:
     def _show(self, loaded: _Loaded) -> None:
         name = loaded.collector.name
         for stats_map in loaded.maps:
-            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map))
+            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map, self.lookups))
         self._loaded[name] = loaded
         # Removed while it was loaded. (In a part of the hierarchy one need not see it.)
         if self._hierarchy.root.id == self._root_id:
@@ -334,6 +337,28 @@ class Registry:
         except CollectorError:
             return False
 
+    def files(self) -> list[str]:
+        """The names of the stats maps' files."""
+        return [each.file for loaded in self._loaded.values() for each in loaded.maps]
+
+    def usage(self) -> dict[str, dict[str, int]]:
+        """What each map takes, and says of its updates and lookups, by the name of its file."""
+        found = {}
+        for loaded in self._loaded.values():
+            skipped = sum(loaded.collector.misses().values())
+            for stats_map in loaded.maps:
+                usage = loaded.collector.usage(stats_map.prefix)
+                found[stats_map.file] = {
+                    "entries": usage.entries, "memory": usage.memory,
+                    "updates_spilled": usage.spilled, "updates_displaced": usage.displaced,
+                    "updates_lost": usage.lost,
+                    "lookups": self.lookups[stats_map.file],
+                    # Of the collector's programs, so once.
+                    "runs_skipped": skipped,
+                }  # fmt: skip
+                skipped = 0
+        return found
+
     @property
     def is_empty(self) -> bool:
         return not self._loaded
@@ -400,6 +425,11 @@ class Registry:
             adopted.close()
 
 
-def _reader(stats_map: StatsMap) -> Callable[[int], bytes]:
-    look_up, text = stats_map.lookup, stats_map.value_type.format
-    return lambda cgroup_id: text(look_up(cgroup_id))
+def _reader(stats_map: StatsMap, lookups: Counter[str]) -> Callable[[int], bytes]:
+    look_up, text, file = stats_map.lookup, stats_map.value_type.format, stats_map.file
+
+    def read(cgroup_id: int) -> bytes:
+        lookups[file] += 1
+        return text(look_up(cgroup_id))
+
+    return read
