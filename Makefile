@@ -2,7 +2,7 @@
 # make mount | umount | build | clean
 # make test | test-vm [KERNEL=6.12] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
 # make measure-kernel
-# make wheel
+# make wheel | deb
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
@@ -20,6 +20,8 @@ TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file
 # What a kernel is built with; bpftool writes down its types.
 KERNEL_PACKAGES = bc bison bpftool dwarves flex gcc libc6-dev libelf-dev make patch python3 \
 	xz-utils
+# What a Debian package is built with, and what looks it over.
+DEB_PACKAGES = debhelper dh-python dpkg-dev lintian pybuild-plugin-pyproject python3-setuptools
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -47,8 +49,8 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .DELETE_ON_ERROR:
 # apt and the kernel's build are in a lock each, and use what cpus there are.
 .NOTPARALLEL:
-.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel wheel package-data clean \
-	root packages test-packages kernel-packages
+.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel wheel deb package-data clean \
+	root packages test-packages kernel-packages deb-packages
 
 mount: build
 	@# Where that fails (a file, a dead mount), what follows knows better why.
@@ -78,7 +80,7 @@ package-data: $(PACKAGE_DATA)
 
 TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 
-test: $(TESTING) kernel $(KERNEL_TESTS)
+test: $(TESTING) deb-packages kernel $(KERNEL_TESTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel $(KERNEL_TESTS))
@@ -111,6 +113,17 @@ wheel: package-data $(VENV)/installed
 	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel build/wheel/source
 	@ls build/wheel/*.whl
 
+# dpkg-buildpackage writes beside the source. It compiles the objects itself, as it does elsewhere,
+# and wants the system's Python.
+DEB_SOURCE = $(WHEEL_SOURCE) Makefile debian docs $(wildcard systemd)
+deb: deb-packages packages
+	$(call copy-source,build/deb/source,$(DEB_SOURCE))
+	@cd build/deb/source && rm -rf $(sort $(dir $(PACKAGE_DATA)))
+	@rm -f build/deb/*.*
+	@cd build/deb/source && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
+		{ tail -n 20 ../build.log >&2; echo "building failed; see build/deb/build.log" >&2; exit 1; }
+	@ls build/deb/*.deb
+
 clean:
 	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)
 
@@ -137,6 +150,9 @@ test-packages: | build.d
 
 kernel-packages: | build.d
 	$(call install-packages,$(KERNEL_PACKAGES))
+
+deb-packages: | build.d
+	$(call install-packages,$(DEB_PACKAGES))
 
 .PHONY: build.d
 build.d:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What others install: the wheel."""
+"""What others install: the wheel, and the Debian package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from cgstatfs import __version__
 
-from ..conftest import BUILD, REPOSITORY
+from ..conftest import BUILD, REPOSITORY, skip
 from .test_program import mountpoint  # noqa: F401
 
 _WHEEL_SOURCE = ("MANIFEST.in", "README.md", "bpf", "cgstatfs", "pyproject.toml", "setup.py")
@@ -111,3 +111,80 @@ def test_there_is_no_wheel_without_what_is_compiled(tmp_path: Path, missing: str
     assert re.search(rf"^ *cgstatfs: .*cgstatfs/{missing}.*: not built.*run `make wheel`", said, re.M)
     assert "Traceback" not in said
     assert not list((tmp_path / "out").glob("*.whl"))
+
+
+# The Debian package
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The package, which is built anew."""
+    for tool in ("dpkg-buildpackage", "dh", "pybuild", "lintian"):
+        if not shutil.which(tool):
+            skip(f"{tool} is not installed, so no Debian package can be built; run make deb-packages")
+    _make("deb")
+    return _only("deb/*.deb")
+
+
+@pytest.fixture
+def unpacked(package: Path, tmp_path: Path) -> Path:
+    subprocess.run(["dpkg-deb", "-R", package, tmp_path], check=True)
+    return tmp_path
+
+
+def test_lintian_has_nothing_to_say(package: Path) -> None:
+    done = _run("lintian", "--fail-on", "error,warning", package.with_suffix(".changes"))
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def _names(directory: Path, pattern: str) -> set[str]:
+    return {path.name for path in directory.glob(pattern)}
+
+
+def test_what_is_in_the_package(unpacked: Path) -> None:
+    source = REPOSITORY
+    module = unpacked / "usr/lib/python3/dist-packages/cgstatfs"
+    assert (unpacked / "usr/bin/cgstatfs").stat().st_mode & 0o777 == 0o755
+    for pattern in ("*.py", "engines/*.py"):
+        assert _names(module, pattern) == _names(source / "cgstatfs", pattern)
+    assert _names(module, "objects/*.o") == {
+        name.replace(".c", ".o") for name in _names(source, "bpf/*.bpf.c")
+    }
+    assert _names(module, "templates/*") == _names(source, "bpf/templates/*")
+    assert _names(unpacked, "usr/include/cgstatfs/*.h") == _names(source, "bpf/*.h")
+    assert _names(unpacked, "usr/share/man/man*/*") == {
+        f"{name}.gz" for name in _names(source, "docs/man/*")
+    }
+    assert (unpacked / "etc/cgstatfs/collectors.d").is_dir()
+    assert (unpacked / "usr/share/doc/cgstatfs/copyright").exists()
+
+
+def test_what_is_for_systemd_is_in_the_package(unpacked: Path) -> None:
+    places = {
+        ".automount": "usr/lib/systemd/system", ".mount": "usr/lib/systemd/system",
+        ".service": "usr/lib/systemd/system", ".conf": "usr/lib/systemd/system",
+        ".cgstatfs": "usr/sbin", ".toml": "etc/cgstatfs",
+    }  # fmt: skip
+    systemd = REPOSITORY / "systemd"
+    for path in systemd.rglob("*"):
+        if path.is_file():
+            there = unpacked / places[path.suffix] / path.relative_to(systemd)
+            assert there.read_bytes() == path.read_bytes()
+            assert os.access(there, os.X_OK) == (places[path.suffix] == "usr/sbin")
+    # Nothing is enabled, but for what was when an earlier version was there.
+    assert not (unpacked / "etc/systemd").exists()
+    assert not list(unpacked.glob("**/*.wants"))
+    postinst = (unpacked / "DEBIAN/postinst").read_text()
+    helper = "deb-systemd-helper "
+    assert postinst.count(f"{helper}enable") == postinst.count(f"{helper}debian-installed")
+
+
+def test_configuration_is_the_administrators(unpacked: Path) -> None:
+    files = {f"/{path.relative_to(unpacked)}" for path in (unpacked / "etc").rglob("*") if path.is_file()}
+    listed = unpacked / "DEBIAN/conffiles"
+    assert files == set(listed.read_text().split() if listed.exists() else ())
+
+
+def test_versions_agree() -> None:
+    first = (REPOSITORY / "debian/changelog").read_text().splitlines()[0]
+    assert first.startswith(f"cgstatfs ({__version__}) ")
