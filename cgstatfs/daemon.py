@@ -27,6 +27,7 @@ from .hierarchy import Hierarchy, find_cgroup2
 from .invalidation import Invalidator, Teller
 from .known import Known
 from .openfiles import OpenFiles
+from .privileges import SERVING, keep_only
 from .registry import Registry
 from .runtime import Runtime, State
 from .takeover import Connection, Incompatible
@@ -261,6 +262,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     teller = Teller()
     connection = Connection(runtime)
+    keep_only(SERVING)
     try:
         with ExitStack() as stack:
             daemon = _Daemon(settings, runtime, connection, teller, stack)
