@@ -356,9 +356,14 @@ class Mounted:
 
     def __post_init__(self) -> None:
         self.runtime = Runtime(self.path)
+        assert self.runtime.is_held()
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon that serves it."""
         state = self.runtime.read_state()
         assert state is not None
-        self.pid = state.pid
+        return state.pid
 
     def of(self, cgroup: Path) -> Path:
         """A cgroup's directory in the mount."""
