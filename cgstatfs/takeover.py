@@ -91,7 +91,7 @@ class Connection:
         if not self._answer:
             self._channel.send({"mount": True})
             self._init = bytes.fromhex(self._receive()["init"])
-        answer = await self._ask_libfuse(self._init)
+        answer = wire.with_parallel_lookups(self._init, await self._ask_libfuse(self._init))
         if not self._answer:
             self._channel.send({"answer": answer.hex()})
             self.number = self._receive()["connection"]

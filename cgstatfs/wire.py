@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 __all__ = (
     "MIN_BUFFER", "differences", "expects_no_answer", "inval_entry", "inval_inode", "interrupt_before",
-    "resend", "unique",
+    "resend", "unique", "with_parallel_lookups",
 )  # fmt: skip
 
 # FUSE_MIN_READ_BUFFER; a read with less is refused.
@@ -38,6 +38,11 @@ _INIT_FIELDS = (
     "request_timeout", "unused",
 )  # fmt: skip
 
+# Of struct fuse_init_in and struct fuse_init_out, behind their headers
+_FLAGS = struct.Struct("=I")
+_IN_FLAGS, _OUT_FLAGS = 40 + 12, 16 + 12
+_PARALLEL_DIROPS = 1 << 18
+
 # Numbers of requests grow by 2 (FUSE_REQ_ID_STEP). Since nobody reads a second request before
 # the first is answered, the last one read is not far below the next; interrupts have odd ones.
 _UNIQUE_STEP = 2
@@ -56,6 +61,20 @@ def expects_no_answer(request: bytes) -> bool:
 def _init_out(answer: bytes) -> Iterator[tuple[str, int]]:
     body = answer[_OUT_HEADER.size :].ljust(_INIT_OUT.size, b"\0")
     return zip(_INIT_FIELDS, _INIT_OUT.unpack_from(body))
+
+
+def with_parallel_lookups(request: bytes, answer: bytes) -> bytes:
+    """An answer to FUSE_INIT that allows what pyfuse3 does not ask for: several lookups in a
+    directory at once.
+
+    We answer one request at a time, so nothing depends on it but those who wait: without, all
+    but the first wait for a lock in the kernel (``fuse_lock_inode()`` in fs/fuse/inode.c, 6.12),
+    where they cannot be killed.
+    """
+    if not _FLAGS.unpack_from(request, _IN_FLAGS)[0] & _PARALLEL_DIROPS:
+        return answer
+    flags = _FLAGS.unpack_from(answer, _OUT_FLAGS)[0] | _PARALLEL_DIROPS
+    return answer[:_OUT_FLAGS] + _FLAGS.pack(flags) + answer[_OUT_FLAGS + _FLAGS.size :]
 
 
 def differences(before: bytes, now: bytes) -> list[str]:
