@@ -141,6 +141,7 @@ def test_killed_at_any_moment(
             check()
 
 
+@pytest.mark.on_host
 def test_stopped_or_hanging(
     engine_name: str, cgroupfs: Path, tree: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_stopped_or_hanging(
             check()
 
 
+@pytest.mark.on_host
 def test_restarted(engine_name: str, cgroupfs: Path, tree: Path, tmp_path: Path) -> None:
     with (
         mounted_anew(engine_name, cgroupfs, tmp_path / "mnt") as mount,
