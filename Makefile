@@ -2,6 +2,7 @@
 # make mount | umount | build | clean
 # make test | test-vm [KERNEL=6.12] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
 # make measure-kernel
+# make wheel | deb
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
@@ -19,6 +20,8 @@ TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file
 # What a kernel is built with; bpftool writes down its types.
 KERNEL_PACKAGES = bc bison bpftool dwarves flex gcc libc6-dev libelf-dev make patch python3 \
 	xz-utils
+# What a Debian package is built with, and what looks it over.
+DEB_PACKAGES = debhelper dh-python dpkg-dev lintian pybuild-plugin-pyproject python3-setuptools
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -26,6 +29,7 @@ OBJECTS = $(patsubst bpf/%.bpf.c,cgstatfs/objects/%.bpf.o,$(wildcard bpf/*.bpf.c
 # What `cgstatfs build` and `cgstatfs new` need of bpf/.
 INCLUDES = $(patsubst bpf/%,cgstatfs/include/%,$(wildcard bpf/*.h))
 TEMPLATES = $(patsubst bpf/templates/%,cgstatfs/templates/%,$(wildcard bpf/templates/*))
+PACKAGE_DATA = $(OBJECTS) $(INCLUDES) $(TEMPLATES)
 # One to a case of that source.
 HOSTILE = tests/bpf/hostile/cases.bpf.c
 HOSTILE_OBJECTS = $(patsubst case_%,build/tests/hostile/%.bpf.o,\
@@ -39,14 +43,14 @@ KERNEL_TESTS = $(patsubst tests/kernel/%.c,build/tests/kernel/%,\
 	$(patsubst tests/kernel/%.bpf.c,build/tests/kernel/%.bpf.o,$(wildcard tests/kernel/*.bpf.c))
 ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
-	-fms-extensions -Wno-microsoft-anon-tag \
+	-fms-extensions -Wno-microsoft-anon-tag -ffile-prefix-map=$(CURDIR)=. \
 	-Ibuild -Ibpf
 
 .DELETE_ON_ERROR:
 # apt and the kernel's build are in a lock each, and use what cpus there are.
 .NOTPARALLEL:
-.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel clean root packages test-packages \
-	kernel-packages
+.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel wheel deb package-data clean \
+	root packages test-packages kernel-packages deb-packages
 
 mount: build
 	@# Where that fails (a file, a dead mount), what follows knows better why.
@@ -70,11 +74,13 @@ umount: root
 		$(PYTHON) -m cgstatfs umount $(MOUNTPOINT); \
 	else echo "$(MOUNTPOINT) is not mounted"; fi
 
-build: root packages $(VENV)/installed $(OBJECTS) $(INCLUDES) $(TEMPLATES)
+build: root packages $(VENV)/installed package-data
+
+package-data: $(PACKAGE_DATA)
 
 TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 
-test: $(TESTING) kernel $(KERNEL_TESTS)
+test: $(TESTING) deb-packages kernel $(KERNEL_TESTS)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel $(KERNEL_TESTS))
@@ -93,6 +99,30 @@ measure-kernel: $(TESTING) kernel-packages
 	@for variant in native-fast unpatched-fast; do \
 		/usr/bin/python3 -m tests.vm.build $$variant || exit 1; done
 	$(PYTHON) -m tests.kernel.measure
+
+# copy-source DIRECTORY,NAME...: made anew
+define copy-source
+	@rm -rf $(1) && mkdir -p $(1) && cp -a $(2) $(1) && find $(1) -name __pycache__ -prune -exec rm -r {} +
+endef
+
+# In a copy, so that nothing is in it which an earlier build has left, or a __pycache__.
+WHEEL_SOURCE = LICENSE MANIFEST.in README.md bpf cgstatfs pyproject.toml setup.py
+wheel: package-data $(VENV)/installed
+	$(call copy-source,build/wheel/source,$(WHEEL_SOURCE))
+	@rm -f build/wheel/*.whl
+	@$(PYTHON) -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel build/wheel/source
+	@ls build/wheel/*.whl
+
+# dpkg-buildpackage writes beside the source. It compiles the objects itself, as it does elsewhere,
+# and wants the system's Python.
+DEB_SOURCE = $(WHEEL_SOURCE) Makefile debian docs $(wildcard systemd)
+deb: deb-packages packages
+	$(call copy-source,build/deb/source,$(DEB_SOURCE))
+	@cd build/deb/source && rm -rf $(sort $(dir $(PACKAGE_DATA)))
+	@rm -f build/deb/*.*
+	@cd build/deb/source && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
+		{ tail -n 20 ../build.log >&2; echo "building failed; see build/deb/build.log" >&2; exit 1; }
+	@ls build/deb/*.deb
 
 clean:
 	rm -rf build cgstatfs/objects cgstatfs/include cgstatfs/templates $(VENV)
@@ -120,6 +150,9 @@ test-packages: | build.d
 
 kernel-packages: | build.d
 	$(call install-packages,$(KERNEL_PACKAGES))
+
+deb-packages: | build.d
+	$(call install-packages,$(DEB_PACKAGES))
 
 .PHONY: build.d
 build.d:

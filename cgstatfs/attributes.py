@@ -13,15 +13,14 @@ import logging
 import os
 from collections.abc import Callable
 
-from inotify_simple import INotify, flags
-
+from . import inotify
 from .hierarchy import Cgroup, Hierarchy
 
 __all__ = ("Attributes",)
 
 log = logging.getLogger(__name__)
 
-_MASK = flags.ATTRIB | flags.ONLYDIR | flags.DONT_FOLLOW
+_MASK = inotify.ATTRIB | inotify.ONLYDIR | inotify.DONT_FOLLOW
 
 
 class Attributes:
@@ -33,7 +32,7 @@ class Attributes:
     def __init__(self, hierarchy: Hierarchy, changed: Callable[[Cgroup], None]) -> None:
         self._hierarchy = hierarchy
         self._changed = changed
-        self._inotify = INotify(nonblocking=True)
+        self._inotify = inotify.Inotify()
         self._cgroup_of: dict[int, Cgroup] = {}
         self._watch_of: dict[int, int] = {}
         self._limit_hit = False
@@ -89,15 +88,15 @@ class Attributes:
 
     def drain(self) -> None:
         """Report what has changed."""
-        for event in self._inotify.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
+        for event in self._inotify.read():
+            if event.mask & inotify.Q_OVERFLOW:
                 self._report_all()
                 continue
-            cgroup = self._cgroup_of.get(event.wd)
+            cgroup = self._cgroup_of.get(event.watch)
             if cgroup is None:
                 continue
             if event.name:
-                cgroup = cgroup.children.get(os.fsencode(event.name))
+                cgroup = cgroup.children.get(event.name)
             if cgroup is not None:
                 cgroup.stat_current = False
                 self._changed(cgroup)

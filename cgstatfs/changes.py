@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from .about import About
 from .collectors import CollectorError
 from .control import Refused
 from .registry import CollectorStopped, Registry
@@ -44,7 +45,8 @@ class Changes:
     :param cgroupfs: where cgroup v2 is mounted
     """
 
-    def __init__(self, registry: Registry, cgroupfs: Path) -> None:
+    def __init__(self, registry: Registry, cgroupfs: Path, about: About) -> None:
+        self._about = about
         self._registry = registry
         self._cgroupfs = cgroupfs
         self._one = trio.Lock()
@@ -62,10 +64,12 @@ class Changes:
                     return await self._load(question)
                 if do == "unload":
                     name = _text(question, "name")
-                    self._registry.unload(name)
+                    self._registry.unload(name, stays=True)
                     return [f"{name}: unloaded"]
                 if do == "reload":
                     return await self._reload(bool(question.get("keep")))
+                if do == "status":
+                    return self._about.lines()
                 if do == "adopt":
                     name, path = _text(question, "name"), Path(_text(question, "path"))
                     adopted = await trio.to_thread.run_sync(self._registry.open_adopted, name, path)

@@ -7,15 +7,23 @@ import argparse
 import errno
 import logging
 import os
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from . import __version__, authoring, btf, control, inspection, mountpoint
+from . import __version__, authoring, btf, control, inspection, journal, mountpoint
+from .channel import Channel
 from .collectors import CollectorError
-from .daemon import COLLECTORS, Settings, run
-from .engines import ENGINES, EngineUnavailable
+from .configuration import FILE, ConfigurationError, Settings, read_settings
+from .daemon import COLLECTORS, find_root, run, say
+from .engines import AUTO, ENGINES, EngineUnavailable
+from .holder import Holder
+from .processes import environment, python
 from .registry import wanted
-from .runtime import Runtime, State, mount_bpffs
+from .runtime import Runtime, mount_bpffs
+from .takeover import Incompatible
 
 __all__ = ("main",)
 
@@ -24,7 +32,7 @@ log = logging.getLogger("cgstatfs")
 _EXIT_CODES = """\
 exit codes:
   0  done
-  1  it could not be done; one line on standard error says why
+  1  it could not be done; standard error says why
   2  the command line is wrong
 """
 
@@ -33,6 +41,13 @@ _IGNORED_OPTIONS = {
     "defaults", "ro", "nosuid", "nodev", "noexec", "allow_other", "default_permissions",
     "auto", "noauto", "nofail", "_netdev",
 }  # fmt: skip
+# Those that are ours, and take a value.
+_OPTIONS = {
+    "engine": "engine", "root": "root", "unserved-seconds": "limits.unserved-seconds",
+    "watchdog-seconds": "limits.watchdog-seconds",
+}  # fmt: skip
+# For another daemon to come.
+_RESTART_SECONDS = 60
 
 
 class _Failure(Exception):
@@ -40,15 +55,7 @@ class _Failure(Exception):
 
 
 # What ends a command, or a daemon, and is explained in a line.
-_EXPECTED = (OSError, EngineUnavailable, CollectorError)
-
-
-def _say(error: OSError | EngineUnavailable | CollectorError) -> str:
-    if isinstance(error, EngineUnavailable):
-        return f"no engine can be used: {error}"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error)
+_EXPECTED = (OSError, EngineUnavailable, CollectorError, ConfigurationError, Incompatible)
 
 
 def _require_root() -> None:
@@ -56,7 +63,7 @@ def _require_root() -> None:
         raise _Failure("not root: loading BPF programs and mounting need it; try sudo")
 
 
-def _mount_point(text: str) -> Path:
+def _mount_point(text: str | Path) -> Path:
     """Absolute, without symbolic links in it, as the mount table has it."""
     return Path(os.path.realpath(text))
 
@@ -65,55 +72,67 @@ def _mount_point(text: str) -> Path:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    engine, root = arguments.engine, arguments.root
+    """What is in force: the options of :func:`_add_settings`, and the configuration file."""
+    given: dict[str, object] = {"engine": arguments.engine, "root": arguments.root}
     directories = [Path(os.path.abspath(each)) for each in arguments.collectors]
     for option in ",".join(arguments.options).split(","):
         key, _, value = option.partition("=")
-        if key == "engine" and value:
-            engine = engine or value
-        elif key == "root" and value:
-            root = root or value
+        if key in _OPTIONS and value:
+            name = _OPTIONS[key]
+            given[name] = given.get(name) or (int(value) if value.isdecimal() else value)
         elif key == "collectors" and value:
             directories.append(Path(os.path.abspath(value)))
         elif option and option not in _IGNORED_OPTIONS and not option.startswith("x-"):
-            raise _Failure(f'unknown mount option "{option}"; engine=NAME, root=CGROUP and '
-                           "collectors=DIR are known")  # fmt: skip
-    names = [kind.name for kind in ENGINES]
-    if engine not in (None, *names):
-        raise _Failure(f'unknown engine "{engine}"; there are {", ".join(names)}')
+            raise _Failure(f'unknown mount option "{option}"; {", ".join(_OPTIONS)} and collectors '
+                           "take a value")  # fmt: skip
     for directory in directories:
         if not directory.is_dir():
             raise _Failure(f"{directory}: no such directory of collectors")
-    return Settings(_mount_point(arguments.mountpoint), root or "/", engine, tuple(directories))
+    point = arguments.mountpoint
+    given["mount-point"] = None if point is None else os.path.abspath(point)
+    settings = read_settings(
+        Path(os.path.abspath(arguments.config)) if arguments.config else None,
+        {key: value for key, value in given.items() if value},
+    )
+    return replace(
+        settings, mount_point=_mount_point(settings.mount_point), directories=tuple(directories)
+    )
+
+
+def _collectors(settings: Settings) -> dict[str, Path]:
+    """The collectors that there are, by name; of those that are turned off as well."""
+    return wanted((COLLECTORS, *settings.directories))
 
 
 def _prepare(settings: Settings) -> Runtime:
-    """Check what can be checked, take the lock, and clear away what a killed daemon left."""
+    """Check what can be checked, take the lock, and clear away what was left by who was killed."""
     runtime = Runtime(settings.mount_point)
-    _end_connection_of_dead(runtime)
     if not runtime.lock():
         raise _Failure(_why_locked(runtime))
     try:
-        stale = mountpoint.mounted(settings.mount_point)
-        if stale and stale.type == mountpoint.TYPE:
-            log.warning("%s: clearing away the mount of a daemon that died", settings.mount_point)
-            mountpoint.unmount(settings.mount_point, lazy=True)
+        _end_stale(settings.mount_point)
         mountpoint.check_usable(settings.mount_point)
         mount_bpffs()
-        runtime.clean()
+        state = runtime.read_state()
+        if state is None or not state.kept:
+            runtime.clean()
     except OSError:
         runtime.remove()
         raise
     return runtime
 
 
-def _end_connection_of_dead(runtime: Runtime) -> None:
-    """Only where a killed daemon lingers does its connection; the number may be another's."""
-    state = runtime.read_state()
-    if state and state.connection and state.lingers():
-        mountpoint.abort(state.connection)
-        if runtime.lock(timeout=10):
-            runtime.unlock_here()
+def _end_stale(path: Path) -> None:
+    """A mount whose lock nobody holds: its holder was killed, and its daemon.
+
+    Some process of theirs may wait in the kernel for somebody who waits for them; so the
+    connection is aborted, too.
+    """
+    number = mountpoint.connection(path)
+    if number is not None:
+        log.warning("%s: clearing away the mount of a daemon that died", path)
+        mountpoint.abort(number)
+        mountpoint.unmount(path, lazy=True)
 
 
 def _why_locked(runtime: Runtime) -> str:
@@ -128,88 +147,98 @@ def _why_locked(runtime: Runtime) -> str:
     return f"{path}: unmounted, and {daemon} still runs; it ends when the last file is closed"
 
 
-def _report(state: State) -> str:
-    lines = [f"{state.mount_point}: mounted, engine {state.engine} ({state.reason})"]
-    lines += [f"collector {name} is not available: {why}" for name, why in state.failed.items()]
-    return "\n".join(lines)
+def _daemon_command(arguments: argparse.Namespace, settings: Settings) -> list[str]:
+    """Given what we were given: the configuration file may be another for the next daemon."""
+    command = [*python("cgstatfs"), "serve"]
+    for option, value in (("--engine", arguments.engine), ("--root", arguments.root)):
+        command += [option, value] if value else []
+    if arguments.config:
+        command += ["--config", os.path.abspath(arguments.config)]
+    for options in arguments.options:
+        command += ["-o", options]
+    for directory in arguments.collectors:
+        command += ["--collectors", os.path.abspath(directory)]
+    return [*command, str(settings.mount_point)]
 
 
-def _serve_in_foreground(settings: Settings, runtime: Runtime) -> int:
-    try:
-        run(settings, runtime, lambda state: print(_report(state), flush=True))
-    finally:
-        runtime.remove()
-    return 0
+def _holder_command(
+    arguments: argparse.Namespace, settings: Settings, runtime: Runtime, report: int | None
+) -> list[str]:
+    command = [
+        *python("cgstatfs.holder"), "--lock", str(runtime.lock_descriptor),
+        "--limit", str(settings.unserved_seconds), "--watchdog", str(settings.watchdog_seconds),
+    ]  # fmt: skip
+    if report is not None:
+        command += ["--report", str(report)]
+    return [*command, str(settings.mount_point), "--", *_daemon_command(arguments, settings)]
 
 
-def _serve_detached(settings: Settings, runtime: Runtime) -> int:
-    """Fork the daemon, and return when the mount answers."""
+def _become_holder(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> None:
+    """Does not return. The holder is a program of its own, as it is to be small."""
+    os.set_inheritable(runtime.lock_descriptor, True)
+    command = _holder_command(arguments, settings, runtime, None)
+    sys.stdout.flush()
+    os.chdir("/")
+    os.execve(command[0], command, environment())
+
+
+def _mount_detached(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> int:
+    """Start the holder, and return when the mount answers."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _become_daemon(runtime)
-        os._exit(_run_child(settings, runtime, writer))
+    with open(runtime.log, "ab", buffering=0) as output:
+        subprocess.Popen(
+            _holder_command(arguments, settings, runtime, writer), env=environment(), cwd="/",
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            pass_fds=(writer, runtime.lock_descriptor),
+        )  # fmt: skip
     os.close(writer)
     runtime.unlock_here()
     with open(reader) as pipe:
         message = pipe.read()
     if not message.startswith("+"):
-        raise _Failure(message.strip() or f"the daemon ended without a word; see {runtime.log}")
+        raise _Failure(message.strip() or f"the holder ended without a word; see {runtime.log}")
     # Answered by the daemon, so that what follows this command finds it serving.
     os.stat(settings.mount_point)
     print(message[1:])
     return 0
 
 
-def _become_daemon(runtime: Runtime) -> None:
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    output = os.open(runtime.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(null, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(null)
-    os.close(output)
-
-
-def _run_child(settings: Settings, runtime: Runtime, writer: int) -> int:
-    """The daemon's life. Its first words go to the one who waits, in *writer*."""
-    pipe: int | None = writer
-
-    def tell(text: str) -> None:
-        nonlocal pipe
-        if pipe is not None:
-            writer, pipe = pipe, None
-            with open(writer, "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
-
-    try:
-        run(settings, runtime, lambda state: tell("+" + _report(state)))
-        return 0
-    except BrokenPipeError:
-        pass  # Who started it was interrupted, and does not want it any more.
-    except _EXPECTED as error:
-        log.critical("%s", _say(error))
-        tell(_say(error))
-    except BaseException as error:
-        log.critical("the daemon failed", exc_info=True)
-        tell(f"the daemon failed: {error!r}; see {runtime.log}")
-    finally:
-        # Last, as the log stays only if something was logged.
-        runtime.remove()
-    return 1
-
-
 def _mount(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
+    for line in settings.unknown_collectors(_collectors(settings)):
+        log.warning("%s", line)
     runtime = _prepare(settings)
-    return (_serve_in_foreground if arguments.foreground else _serve_detached)(settings, runtime)
+    if arguments.foreground:
+        _become_holder(arguments, settings, runtime)
+    return _mount_detached(arguments, settings, runtime)
 
 
-# umount
+def _hold(arguments: argparse.Namespace) -> int:
+    """For a service manager, which starts the daemons, too."""
+    _require_root()
+    settings = _settings(arguments)
+    runtime = _prepare(settings)
+    holder = Holder(
+        runtime, None, lambda *_: None, settings.unserved_seconds, settings.watchdog_seconds
+    )
+    journal.notify("READY=1")
+    return holder.run()
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """The daemon. What keeps it from serving is told to the holder, and logged by it."""
+    _require_root()
+    settings = _settings(arguments)
+    os.chdir("/")
+    try:
+        run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
+    except _EXPECTED as error:
+        raise _Failure(say(error)) from None
+    return 0
+
+
+# umount, restart
 
 
 def _umount(arguments: argparse.Namespace) -> int:
@@ -218,25 +247,62 @@ def _umount(arguments: argparse.Namespace) -> int:
     runtime = Runtime(path)
     entry = mountpoint.mounted(path)
     ours = entry is not None and entry.type == mountpoint.TYPE
-    _end_connection_of_dead(runtime)
     state = runtime.read_state()
     if not ours and state is None and not runtime.pins.exists():
         raise _Failure(f"{path}: no cgstatfs is mounted there")
     if not ours and state and state.lives() and not state.connection:
         raise _Failure(_why_locked(runtime))
     if ours:
-        try:
-            mountpoint.unmount(path, lazy=arguments.lazy)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise _Failure(f"{path}: in use; --lazy unmounts it when it no longer is") from None
+        if arguments.keep_counting:
+            _tell_holder(runtime, {"keep": True})
+        _unmount(runtime, arguments.lazy)
     if not runtime.lock(timeout=0 if arguments.lazy else 60):
         if arguments.lazy:
             return 0
         raise _Failure(_why_locked(runtime))
-    runtime.remove()
+    # By the holder, unless it was killed, or there is no mount and what was kept is to go.
+    runtime.remove(keep_counting=arguments.keep_counting)
     return 0
+
+
+def _unmount(runtime: Runtime, lazy: bool) -> None:
+    if runtime.lock():
+        # Nobody answers any more; umount2() alone does not wait for that.
+        _end_stale(runtime.mount_point)
+        runtime.unlock_here()
+        return
+    try:
+        mountpoint.unmount(runtime.mount_point, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _tell_holder(runtime, {"keep": False})
+        raise _Failure(f"{runtime.mount_point}: in use; --lazy unmounts it when it no longer is") from None
+
+
+def _tell_holder(runtime: Runtime, message: dict[str, object]) -> None:
+    channel = Channel.connect(runtime.holder_socket)
+    channel.send(message)
+    if channel.receive() is None:
+        raise _Failure(f"{runtime.mount_point}: its holder does not answer")
+    channel.close()
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    """End the daemon, and wait for another."""
+    _require_root()
+    runtime = _running(arguments)
+    before = runtime.read_state()
+    _tell_holder(runtime, {"restart": True})
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while time.monotonic() < deadline:
+        state = runtime.read_state()
+        if state and before and state.served > before.served and state.connection and state.lives():
+            # By then it has the connection, or waits for us to ask.
+            os.stat(runtime.mount_point)
+            return 0
+        time.sleep(0.05)
+    raise _Failure(f"{runtime.mount_point}: no daemon has come; see {runtime.log}")
 
 
 # load, unload, reload, adopt
@@ -247,11 +313,10 @@ def _running(arguments: argparse.Namespace) -> Runtime:
     if arguments.mount:
         path = _mount_point(arguments.mount)
         runtime = Runtime(path)
-        state = runtime.read_state()
-        if state is None or not state.lives():
+        if not runtime.is_held():
             raise _Failure(f"{path}: no cgstatfs is mounted there")
         return runtime
-    found = [r for r in Runtime.all() if (state := r.read_state()) and state.lives()]
+    found = [runtime for runtime in Runtime.all() if runtime.is_held()]
     if len(found) != 1:
         points = ", ".join(str(r.mount_point) for r in found)
         raise _Failure(f"several are mounted: {points}; choose with --mount" if found else
@@ -296,6 +361,10 @@ def _adopt(arguments: argparse.Namespace) -> int:
     return _ask(arguments, {"do": "adopt", "name": arguments.name, "path": path})
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    return _ask(arguments, {"do": "status"})
+
+
 # new, build
 
 
@@ -326,9 +395,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     _require_root()
-    paths = wanted([COLLECTORS, *map(Path, arguments.collectors)])
-    if not inspection.check(paths):
+    settings = _settings(arguments)
+    if not inspection.check(settings, _collectors(settings)):
         raise _Failure("cannot be mounted on this machine, for what is said above")
+    find_root(settings)
     return 0
 
 
@@ -339,6 +409,32 @@ def _list(_: argparse.Namespace) -> int:
 
 
 # The command itself
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """What a mount's settings are made of; see :func:`_settings`."""
+    engines = [kind.name for kind in ENGINES]
+    sub.add_argument(
+        "mountpoint", metavar="MOUNTPOINT", nargs="?",
+        help="an empty directory; if it is not given, that of the configuration file",
+    )  # fmt: skip
+    sub.add_argument(
+        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
+        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
+    )  # fmt: skip
+    sub.add_argument(
+        "--engine", metavar="NAME", choices=[*engines, AUTO],
+        help=f"one of {', '.join(engines)}, or {AUTO}: the best there is",
+    )  # fmt: skip
+    sub.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
+    sub.add_argument(
+        "--collectors", metavar="DIR", action="append", default=[],
+        help=f"load the collectors in there, besides those in {COLLECTORS}",
+    )  # fmt: skip
+    sub.add_argument(
+        "--config", metavar="FILE",
+        help=f"read the settings that are not given here from there, instead of {FILE}",
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -362,37 +458,39 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    mount = command(
+    def mounting(name, function, help, example):
+        sub = command(name, function, help, example)
+        _add_settings(sub)
+        return sub
+
+    mount = mounting(
         "mount", _mount, "load the collectors and mount the file system",
         "cgstatfs mount --engine standalone --root /system.slice /cgstat",
     )  # fmt: skip
-    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
-    mount.add_argument(
-        "-o", dest="options", metavar="OPTION,...", action="append", default=[],
-        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
-    )  # fmt: skip
-    mount.add_argument(
-        "--engine", metavar="NAME", choices=[kind.name for kind in ENGINES],
-        help=f"one of {', '.join(kind.name for kind in ENGINES)}; without it the best there is",
-    )  # fmt: skip
-    mount.add_argument("--root", metavar="CGROUP", help="show this cgroup and what is below it")
-    mount.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[],
-        help=f"load the collectors in there, besides those in {COLLECTORS}",
-    )  # fmt: skip
     mount.add_argument("--foreground", action="store_true", help="do not detach")
+    mounting(
+        "hold", _hold, "hold a mount for daemons that a service manager starts",
+        "cgstatfs hold /cgstat",
+    )  # fmt: skip
+    mounting("serve", _serve, "serve a mount that is held", "cgstatfs serve /cgstat")
 
     umount = command(
         "umount", _umount, "unmount, and end the collectors", "cgstatfs umount /cgstat"
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument("-l", "--lazy", action="store_true", help="also if it is in use")
+    umount.add_argument(
+        "--keep-counting", action="store_true",
+        help="leave the collectors to the next mount, or to an umount without this",
+    )  # fmt: skip
 
     def changing(name, function, help, example):
         sub = command(name, function, help, example)
         sub.add_argument("--mount", metavar="MOUNTPOINT", help="which one, if several are mounted")
         return sub
 
+    changing("status", _status, "say how a running mount is", "cgstatfs status")
+    changing("restart", _restart, "have another daemon serve a running mount", "cgstatfs restart")
     keep = "go on with the counts of the one that is replaced, if the type is the same"
     load = changing(
         "load", _load, "load a collector into a running mount",
@@ -433,12 +531,12 @@ def _parser() -> argparse.ArgumentParser:
     build.usage = "cgstatfs build [-h] [-o OUT] NAME.bpf.c [-- CLANG_OPTION ...]"
 
     check = command(
-        "check", _check, "say what works on this kernel, and what would make the rest work",
-        "cgstatfs check",
+        "check", _check,
+        "say what a mount with these options would be set to, what of it works on this kernel, and "
+        "what would make the rest work",
+        "cgstatfs check --config ./cgstatfs.toml",
     )  # fmt: skip
-    check.add_argument(
-        "--collectors", metavar="DIR", action="append", default=[], help="try those in there, too"
-    )
+    _add_settings(check)
     command(
         "list", _list, "show the stats maps, what they cost and what they missed", "cgstatfs list"
     )
@@ -446,7 +544,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str) -> int:
-    print(f"cgstatfs: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"cgstatfs: {line}", file=sys.stderr)
     return 1
 
 
@@ -466,9 +565,7 @@ def main(argv: list[str] | None = None) -> int:
 
     :returns: the exit code
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    journal.set_up()
     own, for_clang = _split(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(own, argparse.Namespace(for_clang=for_clang))
     try:
@@ -480,6 +577,6 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _EXPECTED as error:
-        return _fail(_say(error))
+        return _fail(say(error))
     except KeyboardInterrupt:
         return _fail("interrupted")

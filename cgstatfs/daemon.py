@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The daemon: load the collectors, mount, serve until unmounted."""
+"""The daemon: load the collectors, or take over those that are there, and serve requests."""
 
 from __future__ import annotations
 
@@ -7,74 +7,72 @@ import errno
 import logging
 import os
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from . import control, mountpoint
+from . import control
+from .about import About
 from .attributes import Attributes
 from .changes import Changes
 from .collectors import CollectorError
-from .engines import choose
+from .configuration import Settings
+from .engines import AUTO, Engine, EngineUnavailable, choose
 from .events import CgroupEvents
 from .filesystem import FileSystem
 from .hierarchy import Hierarchy, find_cgroup2
-from .invalidation import Invalidator
+from .invalidation import Invalidator, Teller
+from .known import Known
+from .openfiles import OpenFiles
+from .privileges import SERVING, keep_only
 from .registry import Registry
 from .runtime import Runtime, State
+from .takeover import Connection, Incompatible
 
-__all__ = ("COLLECTORS", "Settings", "run")
+__all__ = ("COLLECTORS", "find_root", "run", "say")
 
 log = logging.getLogger(__name__)
 
-# For those whose requests are under way when the daemon is told to stop.
-_GRACE_SECONDS = 2.0
-
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP)
+_SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
 
 # Where collectors are dropped in.
 COLLECTORS = Path("/etc/cgstatfs/collectors.d")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a mount is started with.
-
-    :param root: the cgroup to show, as a path from the root of the hierarchy
-    :param engine: an engine's name, or None for the best
-    :param directories: for drop-ins, besides :data:`COLLECTORS`
-    """
-
-    mount_point: Path
-    root: str = "/"
-    engine: str | None = None
-    directories: tuple[Path, ...] = ()
-
-
 def _load_collectors(registry: Registry, state: State) -> None:
-    """Load what can be loaded; one that cannot does not stop the others."""
-    for name, path in registry.wanted().items():
+    """Load what can be loaded and is not pinned yet; one that cannot does not stop the others."""
+    registry.take_over()
+    wanted = registry.wanted()
+    for name in registry.stale(wanted):
+        registry.unload(name)
+    for name, path in wanted.items():
         try:
-            registry.install(registry.prepare(path, {}, keep=False))
+            if name not in state.unloaded and not registry.is_current(name, path):
+                registry.install(registry.prepare(path, {}, keep=True))
         except Exception as error:
             registry.failed(name, error)
     if registry.is_empty:
-        raise CollectorError("no collector can be used: " + "; ".join(state.failed.values()))
+        reasons = "; ".join(state.failed.values())
+        raise CollectorError(
+            "no collector can be used: " + (reasons or "all are turned off; leave one on")
+        )
 
 
-def _find_root(settings: Settings) -> tuple[Path, Path]:
-    """The mount of cgroup v2, and the directory of the cgroup to show."""
+def find_root(settings: Settings) -> tuple[Path, Path]:
+    """The mount of cgroup v2, and the directory of the cgroup to show.
+
+    :raises OSError: there is no such mount, or cgroup
+    """
     cgroupfs = find_cgroup2()
     root = cgroupfs / settings.root.strip("/")
     inside = root.is_dir() and ".." not in root.parts
     if not inside or root.stat().st_dev != cgroupfs.stat().st_dev:
-        raise FileNotFoundError(errno.ENOENT, "no such cgroup; see --root", str(root))
+        reason = f"no such cgroup; see root ({settings.origin('root')})"
+        raise FileNotFoundError(errno.ENOENT, reason, str(root))
     return cgroupfs, root
 
 
@@ -118,25 +116,22 @@ async def _serve_requests() -> None:
 
 
 async def _obey_signals(
-    mount_point: Path, connection: int, ended: trio.Event, reload: Callable[[], None]
+    stop: Callable[[], None], reload: Callable[[], None], about: About
 ) -> None:
-    """SIGHUP has the collectors' directories read anew; the others end the mount.
+    """SIGHUP has the collectors' directories read anew; SIGUSR1 has the daemon say how it is; the
+    others end it.
 
-    To end it: unmount, go on serving those who are in the middle of something, then abort.
-
-    Nothing here may end the loop while requests are unanswered: the thread that invalidates
-    names may wait for them, and the loop would wait for the thread. So signals after the first
-    are received too, and ignored.
+    Not the mount, which is the holder's. Requests are answered one at a time, each without
+    waiting for anything, so none is left half done.
     """
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        while await anext(signals) == signal.SIGHUP:
-            reload()
-        await trio.to_thread.run_sync(_unmount_if_mounted, mount_point)
-        with trio.move_on_after(_GRACE_SECONDS):
-            await ended.wait()
-        await trio.to_thread.run_sync(mountpoint.abort, connection)
-        await ended.wait()
+        while (number := await anext(signals)) not in _STOP_SIGNALS:
+            if number == signal.SIGHUP:
+                reload()
+            else:
+                log.info("%s", ", ".join(about.lines()))
+    stop()
 
 
 async def _end_gone(registry: Registry) -> None:
@@ -148,84 +143,159 @@ async def _end_gone(registry: Registry) -> None:
         await wake.wait()
 
 
-async def _serve(
-    state: State,
-    events: CgroupEvents,
-    attributes: Attributes,
-    invalidator: Invalidator,
-    registry: Registry,
-    changes: Changes,
-    listener: socket.socket,
-) -> None:
-    ended = trio.Event()
-    async with trio.open_nursery() as nursery:
+class _Daemon:
+    """What is made before it serves, and how it serves.
 
-        def reload() -> None:
-            nursery.start_soon(changes.reload)
+    :param stack: what is to be undone
+    """
 
-        nursery.start_soon(
-            _obey_signals, Path(state.mount_point), state.connection, ended, reload
-        )
-        nursery.start_soon(_keep_running, control.serve, listener, changes.answer)
-        nursery.start_soon(_keep_running, _end_gone, registry)
-        nursery.start_soon(_keep_running, _follow, events.fd, events.drain)
-        nursery.start_soon(_keep_running, _follow, attributes.fd, attributes.drain)
-        nursery.start_soon(_keep_running, invalidator.run)
-        await _serve_requests()
-        ended.set()
-        nursery.cancel_scope.cancel()
+    def __init__(
+        self, settings: Settings, runtime: Runtime, connection: Connection, teller: Teller,
+        stack: ExitStack,
+    ) -> None:  # fmt: skip
+        self.runtime = runtime
+        self.ended = False
+        self.connection = connection
+        self.teller = teller
+        cgroupfs, root = find_root(settings)
+        previous = runtime.read_state()
+        engine, reason = _choose(settings, previous)
+        # First, so that whatever ends this process, others see what it left.
+        self.state = State.of_this_process(settings.mount_point, engine.name, reason, previous)
+        self.state.served = connection.taken
+        self.state.holder = connection.holder
+        self._changed()
+        runtime.make_pins()
+        self.hierarchy = Hierarchy(root)
+        self.events = CgroupEvents(self.hierarchy)
+        stack.callback(self.events.close)
+        self.invalidator = Invalidator(self.hierarchy, teller)
+        self.attributes = Attributes(self.hierarchy, self.invalidator.attributes_changed)
+        stack.callback(self.attributes.close)
+        known, open_files = Known(runtime.known, self.hierarchy), OpenFiles(runtime.open_files)
+        stack.callback(known.close)
+        stack.callback(open_files.close)
+        self.file_system = FileSystem(
+            self.hierarchy, self.attributes, self.events.drain, known, open_files,
+            open_files_per_user=settings.open_files_per_user,
+            snapshot_memory=settings.snapshot_memory,
+        )  # fmt: skip
+        self.registry = Registry(
+            engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
+            self.hierarchy, self.file_system, self.state, self._changed, settings.off,
+        )  # fmt: skip
+        stack.callback(self.registry.close)
+        self.about = About(self.registry, self.state, lambda: self.file_system.limits_hit)
+        self.file_system.show_about(self.about.files)
+        self.changes = Changes(self.registry, cgroupfs, self.about)
+        _load_collectors(self.registry, self.state)
+        self.listener = stack.enter_context(control.listen(runtime.socket))
+
+    def _changed(self) -> None:
+        self.runtime.write_state(self.state)
+
+    def _take_over(self) -> None:
+        """What the daemons before told the kernel holds for this one."""
+        gone = self.file_system.recover()
+        if self.connection.taken > 1:
+            self.invalidator.taken_over(gone, self.hierarchy)
+
+    async def serve(self, ready: Callable[[State], None]) -> None:
+        """Serve until unmounted or told to stop."""
+        self._take_over()
+        await self.connection.begin()
+        self.state.connection = self.connection.number or self.state.connection
+        self._changed()
+        self.teller.begin(self.connection.descriptor)
+        async with trio.open_nursery() as nursery:
+
+            def reload() -> None:
+                nursery.start_soon(self.changes.reload)
+
+            for task, *arguments in (
+                (control.serve, self.listener, self.changes.answer),
+                (_end_gone, self.registry),
+                (_follow, self.events.fd, self.events.drain),
+                (_follow, self.attributes.fd, self.attributes.drain),
+                (self.invalidator.run,),
+                (self.connection.keep_alive,),
+                (_mourn, self.connection),
+            ):
+                nursery.start_soon(_keep_running, task, *arguments)
+            nursery.start_soon(_obey_signals, nursery.cancel_scope.cancel, reload, self.about)
+            ready(self.state)
+            await _serve_requests()
+            # Also where it was aborted: nobody is served any more.
+            self.connection.unmounted()
+            self.ended = True
+            nursery.cancel_scope.cancel()
 
 
-def _unmount_if_mounted(path: Path) -> None:
-    """After a signal or an error: nobody should meet a mount without a daemon."""
-    entry = mountpoint.mounted(path)
-    if entry and entry.type == mountpoint.TYPE:
-        mountpoint.unmount(path, lazy=True)
+def _choose(settings: Settings, previous: State | None) -> tuple[Engine, str]:
+    """The engine: what loaded the collectors that are there goes on with them."""
+    if previous is None or settings.engine not in (AUTO, previous.engine):
+        return choose(settings.engine)
+    engine, _ = choose(previous.engine)
+    return engine, previous.reason
+
+
+async def _mourn(connection: Connection) -> None:
+    """The mount does not end with its holder, but with us, who now hold it alone."""
+    await connection.wait_for_end()
+    connection.orphaned = True
+    log.critical("the holder has gone; the mount will end with this daemon")
+    await trio.sleep_forever()
 
 
 def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) -> None:
-    """Mount and serve until unmounted or told to stop.
+    """Serve the mount that a holder holds, as the next of its daemons, until that ends.
 
-    :param runtime: locked by the caller
-    :param ready: called when it is mounted and requests are about to be served; what it raises
-        ends the mount
-    :raises OSError: something that is needed is missing; nothing is left behind
+    Nothing is cleared away: the holder does that, or there will be another daemon.
+
+    :param ready: called when requests are about to be served
+    :raises OSError: something that is needed is missing
     :raises EngineUnavailable: the engine, or any engine
     :raises CollectorError: no collector can be used
+    :raises Incompatible: the connection was negotiated by a version whose needs were others
     """
-    cgroupfs, root = _find_root(settings)
-    engine, reason = choose(settings.engine)
-    with ExitStack() as stack:
-        # Signals wait until we serve, soon, and while what was done is undone.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        stack.callback(runtime.clean)
-        # First, so that whatever ends this process, others see what it left.
-        state = State.of_this_process(settings.mount_point, engine.name, reason)
-        runtime.write_state(state)
-        runtime.make_pins()
-        hierarchy = Hierarchy(root)
-        events = CgroupEvents(hierarchy)
-        stack.callback(events.close)
-        invalidator = Invalidator(hierarchy)
-        attributes = Attributes(hierarchy, invalidator.attributes_changed)
-        stack.callback(attributes.close)
-        file_system = FileSystem(hierarchy, attributes, events.drain)
-        registry = Registry(
-            engine, os.stat(cgroupfs).st_ino, runtime.pins, (COLLECTORS, *settings.directories),
-            hierarchy, file_system, state, lambda: runtime.write_state(state),
-        )  # fmt: skip
-        stack.callback(registry.close)
-        _load_collectors(registry, state)
-        listener = stack.enter_context(control.listen(runtime.socket))
-        device = mountpoint.open_device()
-        # From here on libfuse closes the descriptor.
-        pyfuse3.init(file_system, f"/dev/fd/{device}", set())
-        stack.callback(pyfuse3.close, unmount=False)
-        mountpoint.mount(device, settings.mount_point)
-        stack.callback(_unmount_if_mounted, settings.mount_point)
-        state.connection = mountpoint.connection(settings.mount_point) or 0
-        runtime.write_state(state)
-        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
-        ready(state)
-        changes = Changes(registry, cgroupfs)
-        trio.run(_serve, state, events, attributes, invalidator, registry, changes, listener)
+    # Signals wait until we serve, soon.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    teller = Teller()
+    connection = Connection(runtime)
+    keep_only(SERVING)
+    try:
+        with ExitStack() as stack:
+            daemon = _Daemon(settings, runtime, connection, teller, stack)
+            pyfuse3.init(daemon.file_system, connection.path, set())
+            stack.callback(pyfuse3.close, unmount=False)
+
+            def tell(state: State) -> None:
+                connection.ready(report(state))
+                ready(state)
+
+            trio.run(daemon.serve, tell)
+        if connection.orphaned and daemon.ended:
+            runtime.remove()
+    except (OSError, EngineUnavailable, CollectorError, Incompatible) as error:
+        connection.failed(say(error))
+        raise
+    except Exception as error:
+        log.critical("the daemon failed", exc_info=True)
+        connection.failed(f"the daemon failed: {error!r}; see {runtime.log}")
+        raise SystemExit(1) from None
+
+
+def say(error: OSError | EngineUnavailable | CollectorError | Incompatible) -> str:
+    """Why something could not be done, in a line."""
+    if isinstance(error, EngineUnavailable):
+        return f"no engine can be used: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error)
+
+
+def report(state: State) -> str:
+    """What who mounted it is told."""
+    lines = [f"{state.mount_point}: mounted, engine {state.engine} ({state.reason})"]
+    lines += [f"collector {name} is not available: {why}" for name, why in state.failed.items()]
+    return "\n".join(lines)

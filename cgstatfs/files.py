@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading collectors' files, which may be anything: what is read is what was checked."""
+"""Reading files that root put there, and others may have: what is read is what was checked."""
 
 from __future__ import annotations
 
@@ -9,17 +9,59 @@ from pathlib import Path
 
 from .collectors import CollectorError
 
-__all__ = ("read_collector",)
+__all__ = ("FileRefused", "check_trusted", "read_collector", "read_regular")
 
-_MAX_FILE = 64 << 20
+_MAX_COLLECTOR = 64 << 20
 
 
-def _check_trusted(status: os.stat_result) -> None:
-    """Refuse what somebody else than root could have written: it is going to be kernel code."""
+class FileRefused(Exception):
+    """A file is not taken; the message has the reason and the way out, without the path."""
+
+
+def check_trusted(status: os.stat_result) -> None:
+    """Refuse what somebody else than root could have written: root is going to act on it.
+
+    :raises FileRefused: somebody could
+    """
     if status.st_uid:
-        raise CollectorError(f"is owned by user {status.st_uid}, and not by root; chown root")
+        raise FileRefused(f"is owned by user {status.st_uid}, and not by root; chown root")
     if status.st_mode & 0o022:
-        raise CollectorError("others than root can write to it; chmod go-w")
+        raise FileRefused("others than root can write to it; chmod go-w")
+
+
+def read_regular(path: Path, limit: int, *, trusted: bool) -> bytes:
+    """The contents of a regular file.
+
+    :param limit: its largest size in bytes, a multiple of 1024
+    :param trusted: refuse what others than root could have written
+    :raises FileRefused: it is no such file
+    :raises OSError: it cannot be read
+    """
+    # A FIFO would keep us waiting, and so would some regular files of procfs and tracefs.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileRefused("is not a regular file")
+        if trusted:
+            check_trusted(status)
+        data = _read(fd, limit)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        raise FileRefused(f"is larger than {size}")
+    return data
+
+
+def _read(fd: int, limit: int) -> bytes:
+    """To the end, or a little more than is taken."""
+    data = bytearray()
+    while len(data) <= limit and (more := os.read(fd, 1 << 20)):
+        data += more
+    return bytes(data)
 
 
 def read_collector(path: Path, *, trusted: bool = False) -> bytes:
@@ -29,29 +71,10 @@ def read_collector(path: Path, *, trusted: bool = False) -> bytes:
     :raises CollectorError: it is none; with the reason, without the path
     :raises OSError: it cannot be read
     """
-    # A FIFO would keep us waiting, and so would some regular files of procfs and tracefs.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise CollectorError("is not a regular file")
-        if trusted:
-            _check_trusted(status)
-        data = _read(fd)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(fd)
-    if len(data) > _MAX_FILE:
-        raise CollectorError(f"is larger than {_MAX_FILE >> 20} MiB")
+        data = read_regular(path, _MAX_COLLECTOR, trusted=trusted)
+    except FileRefused as refused:
+        raise CollectorError(str(refused)) from None
     if not data:
         raise CollectorError("is empty")
     return data
-
-
-def _read(fd: int) -> bytes:
-    """To the end, or a little more than is taken."""
-    data = bytearray()
-    while len(data) <= _MAX_FILE and (more := os.read(fd, 1 << 20)):
-        data += more
-    return bytes(data)

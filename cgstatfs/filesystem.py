@@ -32,6 +32,8 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from . import nodes
 from .attributes import Attributes
 from .hierarchy import Cgroup, Hierarchy
+from .known import Known
+from .openfiles import OpenFiles
 
 __all__ = ("FileSystem",)
 
@@ -45,37 +47,62 @@ _UNWATCHED = 1.0
 # open().
 _FILE_ATTRIBUTES = 0.01
 
-# Of one user, root excepted: fewer than there are handles for one file.
-_MAX_OPEN = 4096
+# How long nothing more is said of a limit that was reached.
+_SAID_SECONDS = 60.0
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+
+# In the root, for who asks for it by name.
+ABOUT = b".cgstatfs"
+
+# From the names of the files in it to their texts.
+About = Callable[[], dict[bytes, Callable[[], bytes]]]
 
 # From a cgroup id to the text. Raises OSError: ENOENT if the cgroup is gone.
 ReadFile = Callable[[int], bytes]
 
 
 class _File:
-    """A stats map, as a file. :ivar gone: it was unloaded"""
+    """A stats map, as a file.
 
-    __slots__ = ("name", "tag", "read", "gone")
+    :ivar about: it is one in ``.cgstatfs`` instead, and of no cgroup
+    :ivar gone: it was unloaded
+    """
 
-    def __init__(self, name: bytes, read: ReadFile) -> None:
+    __slots__ = ("name", "tag", "read", "about", "gone")
+
+    def __init__(self, name: bytes, tag: int, read: ReadFile, about: bool = False) -> None:
         self.name = name
-        self.tag = nodes.tag(name)
+        self.tag = tag
         self.read = read
+        self.about = about
         self.gone = False
 
 
+def _no_text(_: int) -> bytes:
+    """Of a file that was unloaded while no daemon served."""
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
 class _OpenFile:
-    """An open file. *snapshot* is the text that its last read at offset 0 gave."""
+    """An open file.
 
-    __slots__ = ("cgroup", "file", "user", "snapshot")
+    :ivar snapshot: the text that its last read at offset 0 gave
+    :ivar length: of the text that an earlier daemon gave, and which ended with it
+    :ivar slot: where the next daemon finds it
+    """
 
-    def __init__(self, cgroup: Cgroup, file: _File, user: int) -> None:
+    __slots__ = ("cgroup", "file", "user", "slot", "snapshot", "length")
+
+    def __init__(
+        self, cgroup: Cgroup, file: _File, user: int, slot: int, length: int | None = None
+    ) -> None:
         self.cgroup = cgroup
         self.file = file
         self.user = user
+        self.slot = slot
         self.snapshot = b""
+        self.length = length
 
 
 def _guarded(handler: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
@@ -101,23 +128,41 @@ class FileSystem(pyfuse3.Operations):
     :param hierarchy: the cgroups
     :param attributes: of their directories
     :param drain: brings *hierarchy* up to date
+    :param known: what the kernel has been told of
+    :param slots: the open files, as the next daemon finds them
+    :param open_files_per_user: how many files a user other than root can have open; fewer than
+        there are handles for one file (:data:`nodes.SERIALS`)
+    :param snapshot_memory: bytes that the texts of all open files may take together. Root's
+        count, but root is not refused, as with the kernel's ``file-max``: who watches the
+        machine reads on when others have used it up.
+    :ivar limits_hit: how often one of the two was reached
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None]
-    ) -> None:
+        self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None],
+        known: Known, slots: OpenFiles, *, open_files_per_user: int, snapshot_memory: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._hierarchy = hierarchy
         self._attributes = attributes
         self._drain = drain
+        self._known = known
+        self._slots = slots
         self._files: dict[bytes, _File] = {}
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
         self._open_of_user: Counter[int] = Counter()
+        self._open_files_per_user = open_files_per_user
+        self._snapshot_memory = snapshot_memory
+        # What the snapshots of all in _open take.
+        self._snapshot_bytes = 0
+        self._said_full = -_SAID_SECONDS
+        self.limits_hit = 0
         self._serial = 0
+        self._about: About = dict
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
         hierarchy.on_change(self._on_change)
@@ -127,7 +172,7 @@ class FileSystem(pyfuse3.Operations):
 
         :raises ValueError: the name is taken, or cannot be told from one that is
         """
-        file = _File(name, read)
+        file = _File(name, nodes.tag(name), read)
         other = self._file_of_tag.get(file.tag)
         if other:
             raise ValueError(
@@ -144,6 +189,32 @@ class FileSystem(pyfuse3.Operations):
         if file is not None:
             del self._file_of_tag[file.tag]
             file.gone = True
+
+    def show_about(self, about: About) -> None:
+        """Show what the file system says of itself, in ``.cgstatfs``."""
+        self._about = about
+
+    def recover(self) -> list[Cgroup]:
+        """Go on where earlier daemons ended; to be called when all files are there.
+
+        :returns: removed cgroups that the kernel has been told of
+        """
+        gone = self._known.recover()
+        self._removed |= {cgroup.id: cgroup for cgroup in gone}
+        for slot in self._slots.recover():
+            cgroup = self._hierarchy.by_id.get(slot.cgroup) or self._removed.get(slot.cgroup)
+            file = self._file_of_tag.get(slot.tag)
+            if not slot.cgroup:
+                cgroup, file = self._hierarchy.root, self._about_file(slot.tag)
+            if cgroup is None:
+                cgroup = Cgroup(slot.cgroup, self._hierarchy.root, b"")
+                cgroup.alive = False
+            if file is None:
+                file = _File(b"", slot.tag, _no_text)
+                file.gone = True
+            self._open[slot.handle] = _OpenFile(cgroup, file, slot.user, slot.index, slot.length)
+            self._open_of_user[slot.user] += 1
+        return gone
 
     # What node ids and handles stand for.
 
@@ -162,8 +233,19 @@ class FileSystem(pyfuse3.Operations):
     def _node(self, cgroup: Cgroup) -> int:
         return nodes.ROOT if cgroup is self._hierarchy.root else cgroup.id
 
+    def _about_file(self, tag: int) -> _File | None:
+        for name, text in self._about().items():
+            if nodes.tag(name) == tag:
+                return _File(name, tag, lambda _: text(), about=True)
+        return None
+
     def _cgroup_and_file(self, node: int, *, unloaded: bool = False) -> tuple[Cgroup, _File]:
         """:param unloaded: also a file that is open and was unloaded"""
+        if nodes.is_about(node):
+            file = self._about_file(nodes.about_tag(node))
+            if file is None:
+                raise FUSEError(errno.ESTALE)
+            return self._hierarchy.root, file
         id, tag = nodes.split_file_node(node)
         file = self._file_of_tag.get(tag)
         if file is None and unloaded:
@@ -212,7 +294,9 @@ class FileSystem(pyfuse3.Operations):
     def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
         status, _ = self._stat(cgroup)
         entry = EntryAttributes()
-        entry.st_ino = nodes.file_node(cgroup.id, file.tag)
+        entry.st_ino = (
+            nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
+        )
         entry.st_mode = stat.S_IFREG | 0o444
         entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
         entry.st_uid = status.st_uid
@@ -250,7 +334,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
-        if nodes.is_file(node):
+        if node == nodes.ABOUT:
+            return self._about_attributes()
+        if nodes.is_file(node) or nodes.is_about(node):
             return self._file_attributes(*self._cgroup_and_file(node, unloaded=True))
         entry = self._directory_attributes(self._cgroup(node))
         if node == nodes.ROOT:
@@ -259,35 +345,60 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if parent == nodes.ABOUT:
+            return self._look_up_about(name)
         directory = self._cgroup(parent)
         if not directory.alive:
             raise self._gone(directory)
         child = directory.children.get(name)
         if child is not None:
             entry = self._directory_attributes(child)
+            self._known.add(child)
             child.lookups += 1
             return entry
+        if name == ABOUT and parent == nodes.ROOT:
+            return self._about_attributes()
         file = self._files.get(name)
         if file is None:
             raise FUSEError(errno.ENOENT)
         return self._file_attributes(directory, file)
 
+    def _look_up_about(self, name: bytes) -> EntryAttributes:
+        file = self._about_file(nodes.tag(name))
+        if file is None or file.name != name:
+            # As its parent is not that of a cgroup, so no dots.
+            raise FUSEError(errno.ENOENT)
+        return self._file_attributes(self._hierarchy.root, file)
+
+    def _about_attributes(self) -> EntryAttributes:
+        """Of ``.cgstatfs``: for all to read, and never in the kernel's cache."""
+        entry = self._directory_attributes(self._hierarchy.root)
+        entry.st_ino = nodes.ABOUT
+        entry.st_mode = stat.S_IFDIR | 0o555
+        entry.st_nlink = 2
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
     async def forget(self, inode_list: list[tuple[int, int]]) -> None:
         # No answer is expected, so there is none to put an error into; nothing here raises.
         for node, count in inode_list:
-            if node == nodes.ROOT or nodes.is_file(node):
+            if node == nodes.ROOT or nodes.is_file(node) or nodes.is_about(node):
                 continue
             cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
             if cgroup is None:
                 continue
-            cgroup.lookups -= count
-            if cgroup.lookups <= 0:
+            # What earlier daemons told was not counted.
+            cgroup.lookups = max(0, cgroup.lookups - count)
+            if not cgroup.lookups:
+                self._known.forget(cgroup)
                 self._removed.pop(node, None)
 
     # Directories.
 
     @_guarded
     async def opendir(self, node: int, ctx: RequestContext) -> int:
+        if node == nodes.ABOUT:
+            return node
         cgroup = self._cgroup(node)
         if not cgroup.alive:
             raise self._gone(cgroup)
@@ -295,6 +406,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     async def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
+        if handle == nodes.ABOUT:
+            self._list_about(start, token)
+            return
         directory = self._cgroup(handle)
         if start < nodes.COOKIE_DOTDOT and not self._list_dots(directory, start, token):
             return
@@ -322,10 +436,27 @@ class FileSystem(pyfuse3.Operations):
             except FUSEError:
                 continue
             cookie = nodes.directory_cookie(child.id)
+            self._known.add(child)
             if not pyfuse3.readdir_reply(token, child.name, entry, cookie):
                 return False
             child.lookups += 1
         return True
+
+    def _list_about(self, start: int, token: ReaddirToken) -> None:
+        root = self._hierarchy.root
+        entries = [
+            (nodes.COOKIE_DOT, b".", self._about_attributes),
+            (nodes.COOKIE_DOTDOT, b"..", lambda: self._directory_attributes(root)),
+        ]
+        for tag in sorted(map(nodes.tag, self._about())):
+            file = self._about_file(tag)
+            entries.append((
+                nodes.file_cookie(tag), file.name,
+                functools.partial(self._file_attributes, root, file),
+            ))  # fmt: skip
+        for cookie, name, attributes in entries:
+            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes(), cookie):
+                return
 
     def _list_files(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
         for tag, file in sorted(self._file_of_tag.items()):
@@ -349,39 +480,78 @@ class FileSystem(pyfuse3.Operations):
             raise self._gone(cgroup)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
-        if ctx.uid and self._open_of_user[ctx.uid] >= _MAX_OPEN:
+        if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:
+            self.limits_hit += 1
             raise FUSEError(errno.EMFILE)
-        handle = self._new_handle(cgroup, file)
-        self._open[handle] = _OpenFile(cgroup, file, ctx.uid)
+        id = 0 if file.about else cgroup.id
+        handle = self._new_handle(id, file)
+        slot = self._slots.add(handle, id, ctx.uid, file.tag)
+        if slot is None:
+            raise FUSEError(errno.ENFILE)
+        self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot)
         self._open_of_user[ctx.uid] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
-    def _new_handle(self, cgroup: Cgroup, file: _File) -> int:
+    def _new_handle(self, id: int, file: _File) -> int:
         for _ in range(nodes.SERIALS):
             self._serial += 1
-            handle = nodes.file_handle(cgroup.id, file.tag, self._serial)
+            handle = nodes.file_handle(id, file.tag, self._serial)
             if handle not in self._open:
                 return handle
         raise FUSEError(errno.ENFILE)
 
     @_guarded
     async def read(self, handle: int, offset: int, size: int) -> bytes:
-        file = self._open[handle]
+        file = self._open.get(handle)
+        if file is None:
+            raise FUSEError(errno.ESTALE)
         current = file.cgroup.alive and not file.file.gone
-        if offset == 0:
-            if not current:
-                raise FUSEError(errno.ENODEV)
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
-        elif not file.snapshot and current:
+        if offset == 0 and not current:
+            raise FUSEError(errno.ENODEV)
+        if offset and file.length is not None:
+            # The rest of that text is lost, unless there is none.
+            if offset < file.length:
+                raise FUSEError(errno.ESTALE)
+            if current:
+                return b""
+        elif current and (offset == 0 or not file.snapshot):
             # As a kernel seq file does: what precedes the offset is made, and passed over.
-            file.snapshot = self._text(file.cgroup, file.file, errno.ENODEV)
+            self._take_snapshot(file)
         if not current and offset >= len(file.snapshot):
             raise FUSEError(errno.ENODEV)
         return file.snapshot[offset : offset + size]
 
+    def _take_snapshot(self, file: _OpenFile) -> None:
+        """Look up, and keep the text in place of the one before."""
+        text = self._text(file.cgroup, file.file, errno.ENODEV)
+        more = len(text) - len(file.snapshot)
+        if file.user and more > 0 and self._snapshot_bytes + more > self._snapshot_memory:
+            self._say_full()
+            raise FUSEError(errno.ENFILE)
+        self._snapshot_bytes += more
+        file.snapshot, file.length = text, None
+        self._slots.read(file.slot, len(text))
+
+    def _say_full(self) -> None:
+        """Once in a while: whoever reads on would fill the log."""
+        self.limits_hit += 1
+        now = time.monotonic()
+        if now - self._said_full >= _SAID_SECONDS:
+            self._said_full = now
+            log.warning(
+                "the texts of %d open files take all of limits.snapshot-memory, %d bytes; users "
+                "other than root get ENFILE until some are closed",
+                len(self._open), self._snapshot_memory,
+            )  # fmt: skip
+
     @_guarded
     async def release(self, handle: int) -> None:
-        user = self._open.pop(handle).user
+        file = self._open.pop(handle, None)
+        if file is None:
+            return  # Closed by a daemon that was killed before it had answered.
+        self._slots.remove(file.slot)
+        self._snapshot_bytes -= len(file.snapshot)
+        user = file.user
         self._open_of_user[user] -= 1
         if not self._open_of_user[user]:
             del self._open_of_user[user]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from . import __version__, btf, libbpf, loader
 from .collectors import Collector, CollectorError, StatsMap
-from .engines import ENGINES, Engine, EngineUnavailable
+from .configuration import Settings
+from .engines import AUTO, ENGINES, Engine, EngineUnavailable
 from .hierarchy import find_cgroup2
 from .registry import request_for
-from .runtime import Runtime
+from .runtime import Runtime, State
 from .valuetype import ValueType
 
 __all__ = ("check", "describe_elements", "list_maps")
@@ -25,9 +26,9 @@ __all__ = ("check", "describe_elements", "list_maps")
 # check
 
 
-def _check_engines() -> Engine | None:
-    """Print what each engine needs; the best that works."""
-    best: Engine | None = None
+def _check_engines(wanted: str) -> Engine | None:
+    """Print what each engine needs; the one that is chosen, as :func:`engines.choose` does."""
+    chosen: Engine | None = None
     for kind in ENGINES:
         engine = kind()
         try:
@@ -35,18 +36,24 @@ def _check_engines() -> Engine | None:
         except EngineUnavailable as error:
             print(f"engine {engine.name}: cannot be used: {error}")
             continue
-        print(f"engine {engine.name}: can be used" + ("" if best else ", and is chosen"))
-        best = best or engine
-    return best
+        choose = chosen is None and wanted in (AUTO, engine.name)
+        print(f"engine {engine.name}: can be used" + (", and is chosen" if choose else ""))
+        chosen = engine if choose else chosen
+    return chosen
 
 
-def _check_collectors(paths: dict[str, Path], engine: Engine, root_id: int) -> bool:
+def _check_collectors(
+    paths: dict[str, Path], off: frozenset[str], engine: Engine, root_id: int
+) -> bool:
     """Whether there is one that works: the others do not stop it.
 
     Each is loaded as a mount would load it, and ends.
     """
     works = False
     for name, path in paths.items():
+        if name in off:
+            print(f"collector {libbpf.printable(name)}: is turned off")
+            continue
         try:
             files, notes = loader.load_apart(request_for(path, engine, root_id), None)
         except CollectorError as error:
@@ -65,13 +72,15 @@ def _check_file(path: str, present: str, absent: str) -> bool:
     return exists
 
 
-def check(paths: dict[str, Path]) -> bool:
-    """Print what works here, and what would make the rest work.
+def check(settings: Settings, paths: dict[str, Path]) -> bool:
+    """Print what is set, what works here, and what would make the rest work.
 
-    :param paths: of the collectors to try, by name
+    :param paths: of the collectors to try, by name; of those that are turned off as well
     :returns: whether everything needed for a mount is there
     """
     print(f"cgstatfs {__version__}, kernel {platform.release()}, {libbpf.possible_cpus()} cpus")
+    for line in (*settings.describe(paths), *settings.unknown_collectors(paths)):
+        print(line)
     works = _check_file("/dev/fuse", "there", "missing; modprobe fuse")
     works &= _check_file(
         "/sys/kernel/btf/vmlinux", "there", "missing; the kernel needs CONFIG_DEBUG_INFO_BTF"
@@ -82,10 +91,11 @@ def check(paths: dict[str, Path]) -> bool:
     except OSError as error:
         print(f"cgroup v2: {error.strerror}")
         return False
-    engine = _check_engines()
+    engine = _check_engines(settings.engine)
     if engine is None:
         return False
-    return _check_collectors(paths, engine, os.stat(cgroupfs).st_ino) and works
+    root_id = os.stat(cgroupfs).st_ino
+    return _check_collectors(paths, settings.off, engine, root_id) and works
 
 
 # list
@@ -128,14 +138,21 @@ def _list_collector(directory: Path) -> None:
     print(f"    runs that BPF skipped {total}" + (f": {details}" if details else ""))
 
 
+def _condition(runtime: Runtime, state: State) -> str:
+    if runtime.is_held():
+        return "" if state.lives() else "; its daemon has ended, and another will come"
+    if state.kept:
+        return "; not mounted, but counting; cgstatfs mount shows it again, and cgstatfs umount ends it"
+    return "; its daemon was killed, and cgstatfs umount ends the rest"
+
+
 def list_maps() -> None:
     """Print the stats maps of every mount: elements, memory, and what was missed."""
     found = [(runtime, state) for runtime in Runtime.all() if (state := runtime.read_state())]
     if not found:
         print("no cgstatfs is mounted")
     for runtime, state in found:
-        dead = "" if state.lives() else "; its daemon was killed, and cgstatfs umount ends the rest"
-        print(f"{state.mount_point}: engine {state.engine}{dead}")
+        print(f"{state.mount_point}: engine {state.engine}{_condition(runtime, state)}")
         for directory in sorted(runtime.pins.iterdir()) if runtime.pins.is_dir() else ():
             if "~" in directory.name:
                 continue  # It is being loaded.
@@ -148,6 +165,6 @@ def list_maps() -> None:
             for note in state.notes.get(directory.name, ()):
                 print(f"    note: {note}")
         for name, what in state.adopted.items():
-            print(f"  {name}: adopted from {what}")
+            print(f"  {name}: adopted from {what['path']}: {what['description']}")
         for name, reason in state.failed.items():
             print(f"  collector {name}: failed: {reason}")

@@ -1,33 +1,72 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tell the kernel that names and attributes which it caches no longer hold.
 
-Done in a thread of its own, a batch at a time: to invalidate a name the kernel takes the
-directory's lock, which somebody may hold who waits for our answer to a request. What waits
-here is bounded by what the kernel has cached.
+To invalidate a name the kernel takes the directory's lock, which somebody may hold who waits for
+our answer to a request; so whoever tells the kernel may wait for us, in a way that no signal
+ends. It is a process of its own: a daemon that is killed is gone at once, and the next one can
+give the answer that this waits for. What waits is bounded by what the kernel has cached.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+import os
+import signal
+import socket
+from collections.abc import Iterable
 
-import pyfuse3
 import trio
 
-from . import nodes
+from . import nodes, wire
 from .hierarchy import Cgroup, Hierarchy
 
-__all__ = ("Invalidator",)
+__all__ = ("Invalidator", "Teller")
 
 log = logging.getLogger(__name__)
 
 
-class Invalidator:
-    """Collects what changed; :meth:`run` tells the kernel."""
+class Teller:
+    """The process that writes notifications. To be made before there are threads."""
 
-    def __init__(self, hierarchy: Hierarchy) -> None:
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            try:
+                ours.close()
+                _tell(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self.socket = ours
+
+    def begin(self, device: int) -> None:
+        """Hand it the connection."""
+        socket.send_fds(self.socket, [b"."], [device])
+
+
+def _tell(theirs: socket.socket) -> None:
+    """The process's life: until the daemon has gone, or the connection."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
+    while descriptors and (notification := theirs.recv(wire.MIN_BUFFER)):
+        try:
+            os.write(descriptors[0], notification)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return
+            # The kernel does not know it any more.
+            if error.errno != errno.ENOENT:
+                log.warning("the kernel refused the notification %r: %s", notification, error)
+
+
+class Invalidator:
+    """Collects what changed; :meth:`run` has the kernel told."""
+
+    def __init__(self, hierarchy: Hierarchy, teller: Teller) -> None:
         self._root = hierarchy.root
+        self._teller = teller
         self._removed: dict[int, Cgroup] = {}
         self._changed: dict[int, Cgroup] = {}
         self._wake = trio.Event()
@@ -53,35 +92,31 @@ class Invalidator:
             self._changed[cgroup.id] = cgroup
             self._wake.set()
 
+    def taken_over(self, gone: Iterable[Cgroup], hierarchy: Hierarchy) -> None:
+        """What the kernel has cached is from before; these of it were removed meanwhile."""
+        self._removed |= {cgroup.id: cgroup for cgroup in gone}
+        for cgroup in hierarchy.by_id.values():
+            self.attributes_changed(cgroup)
+        self._wake.set()
+
     async def run(self) -> None:
-        """Tell the kernel, as things change, until cancelled."""
+        """Have the kernel told, as things change, until cancelled."""
+        told = trio.socket.from_stdlib_socket(self._teller.socket)
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             removed, self._removed = self._removed, {}
             changed, self._changed = self._changed, {}
-            await trio.to_thread.run_sync(
-                self._invalidate, list(removed.values()), list(changed.values())
-            )
-
-    def _invalidate(self, removed: list[Cgroup], changed: list[Cgroup]) -> None:
-        for cgroup in removed:
-            parent = cgroup.parent
-            successor = parent.children.get(cgroup.name)
-            # The kernel looked the name up again, and knows the cgroup made anew under it.
-            if successor is not None and successor.lookups > 0:
-                continue
-            # Not FUSE_NOTIFY_DELETE: who is just on the way through the directory would get
-            # ENOENT, though the path leads to a cgroup made anew.
-            self._call(pyfuse3.invalidate_entry, self._node(parent), cgroup.name)
-        for cgroup in changed:
-            self._call(pyfuse3.invalidate_inode, self._node(cgroup), True)
+            for cgroup in removed.values():
+                if not self._known_anew(cgroup):
+                    # Not FUSE_NOTIFY_DELETE: who is just on the way through the directory would
+                    # get ENOENT, though the path leads to a cgroup made anew.
+                    await told.send(wire.inval_entry(self._node(cgroup.parent), cgroup.name))
+            for cgroup in changed.values():
+                await told.send(wire.inval_inode(self._node(cgroup)))
 
     @staticmethod
-    def _call(function: Callable[..., None], *arguments: object) -> None:
-        try:
-            function(*arguments)
-        except OSError as error:
-            # ENOENT: the kernel does not know it any more.
-            if error.errno != errno.ENOENT:
-                log.warning("the kernel refused to invalidate %r: %s", arguments, error)
+    def _known_anew(cgroup: Cgroup) -> bool:
+        """The kernel looked the name up again, and knows the cgroup made anew under it."""
+        successor = cgroup.parent.children.get(cgroup.name)
+        return successor is not None and successor.lookups > 0

@@ -20,6 +20,7 @@ from .collectors import Collector, CollectorError, remove_pins
 from .engines import ENGINES
 from .loading import Request, load
 from .objects import OBJECTS
+from .processes import environment, python
 from .refusals import refusals
 
 __all__ = ("load_any", "load_apart", "load_pinned")
@@ -106,15 +107,10 @@ def load_apart(request: Request, directory: Path | None) -> tuple[list[str], lis
     path = request.path
     with refusals(path):
         question = _encode(request, directory)
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
-    }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__], input=question, capture_output=True,
-            timeout=_SECONDS, env=environment, cwd="/", start_new_session=True,
+            python(__name__), input=question, capture_output=True,
+            timeout=_SECONDS, env=environment(), cwd="/", start_new_session=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CollectorError(f"{path}: loading it took more than {_SECONDS} s") from None

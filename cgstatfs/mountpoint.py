@@ -16,7 +16,7 @@ from .hierarchy import Mount, mounts
 
 __all__ = (
     "TYPE", "abort", "check_usable", "connection", "ensure_mounted", "mount", "mounted",
-    "open_device", "unmount",
+    "open_device", "unmount", "unmount_if_ours",
 )  # fmt: skip
 
 TYPE = b"fuse.cgstatfs"
@@ -128,3 +128,13 @@ def unmount(path: Path, lazy: bool = False) -> None:
     :raises OSError: ``EBUSY``: in use; ``EINVAL``: not a mount point
     """
     _check(_libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0), path)
+
+
+def unmount_if_ours(path: Path) -> None:
+    """Take a cgstatfs from the tree, though it may be in use; nothing else.
+
+    :raises OSError: it cannot be done
+    """
+    entry = mounted(path)
+    if entry and entry.type == TYPE:
+        unmount(path, lazy=True)

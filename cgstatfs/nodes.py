@@ -7,7 +7,9 @@ of several opens it is), so that they mean the same to whichever daemon serves t
 ====================  ======================================================================
 node of a directory   the cgroup's id; 1 for the root of the mount, as FUSE wants it
 node of a file        1 in bit 63, the map's tag in 14 bits, the cgroup's id in 49 bits
+node in ``.cgstatfs``  1 in bit 62, a tag in 14 bits; the directory itself has none
 file handle           which open in 14 bits, the map's tag in 14 bits, the id's low 36 bits
+                      (0 of a file in ``.cgstatfs``)
 cookie of a directory  2 more than the id: 1 and 2 are ``.`` and ``..``
 cookie of a file      1 in bit 62, the map's tag
 ====================  ======================================================================
@@ -24,12 +26,16 @@ import zlib
 __all__ = (
     "COOKIE_DOT",
     "COOKIE_DOTDOT",
+    "ABOUT",
     "ROOT",
     "TAGS",
+    "about_node",
+    "about_tag",
     "directory_cookie",
     "file_cookie",
     "file_handle",
     "file_node",
+    "is_about",
     "is_file",
     "split_file_node",
     "tag",
@@ -41,6 +47,7 @@ TAGS = 1 << 14
 SERIALS = 1 << 14
 COOKIE_DOT, COOKIE_DOTDOT = 1, 2
 
+ABOUT = 1 << 62
 _FILE = 1 << 63
 _TAG_SHIFT = 49
 _ID_MASK = (1 << _TAG_SHIFT) - 1
@@ -57,6 +64,20 @@ def tag(name: bytes) -> int:
 
 def is_file(node: int) -> bool:
     return bool(node & _FILE)
+
+
+def is_about(node: int) -> bool:
+    """Whether it is ``.cgstatfs``, or in it."""
+    return node & (_FILE | ABOUT) == ABOUT
+
+
+def about_node(tag: int) -> int:
+    """Of a file in ``.cgstatfs``."""
+    return ABOUT | (tag + 1) << 16
+
+
+def about_tag(node: int) -> int:
+    return ((node & (ABOUT - 1)) >> 16) - 1
 
 
 def file_node(cgroup_id: int, map_tag: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,11 +116,14 @@ class Registry:
     :param pins: directory in bpffs for their pins
     :param directories: for drop-ins
     :param changed: called when *state* changed
+    :ivar lookups: how many each file was the reason for, since this daemon began
+    :param off: collectors that are loaded only when it is asked for by name
     """
 
     def __init__(
         self, engine: Engine, root_id: int, pins: Path, directories: tuple[Path, ...],
         hierarchy: Hierarchy, file_system: FileSystem, state: State, changed: Callable[[], None],
+        off: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self._engine = engine
         self._root_id = root_id
@@ -129,9 +133,11 @@ class Registry:
         self._file_system = file_system
         self._state = state
         self._changed = changed
+        self._off = off
         self._loaded: dict[str, _Loaded] = {}
         self._adopted: dict[str, AdoptedMap] = {}
         self._gone: list[str] = []
+        self.lookups: Counter[str] = Counter()
         self.on_gone: Callable[[], None] = lambda: None
         hierarchy.on_change(self._on_change)
 
@@ -139,7 +145,8 @@ class Registry:
 
     def wanted(self) -> dict[str, Path]:
         """What is to be loaded at start and by a reload."""
-        return wanted(self._directories)
+        found = wanted(self._directories)
+        return {name: path for name, path in found.items() if name not in self._off}
 
     def prepare(self, path: Path, initials: dict[str, int], keep: bool) -> _Loaded:
         """Load a collector, pin it beside one of its name that is loaded, and open its pins.
@@ -172,6 +179,42 @@ class Registry:
         except CollectorError:
             remove_pins(directory)
             raise
+
+    # What earlier daemons loaded.
+
+    def take_over(self) -> None:
+        """Serve the collectors that are pinned; to be called first."""
+        for path in sorted(self._pins.iterdir()):
+            # A collector is pinned as "next" when it is complete and runs, and may by then have
+            # ended the one that it replaces. What is "new" is not complete.
+            if path.name.startswith("next~"):
+                current = path.with_name(path.name.removeprefix("next~"))
+                remove_pins(current)
+                path.rename(current)
+            elif path.name.startswith("new~"):
+                remove_pins(path)
+        for path in sorted(self._pins.iterdir()):
+            try:
+                self._take_over(path)
+            except Exception as error:
+                self.failed(path.name, error)
+        for name, about in list(self._state.adopted.items()):
+            try:
+                self.adopt(name, Path(about["path"]), self.open_adopted(name, Path(about["path"])))
+            except Exception as error:
+                self._state.adopted.pop(name)
+                self.failed(name, error)
+
+    def _take_over(self, pins: Path) -> None:
+        name = pins.name
+        about = self._state.loaded.get(name, {})
+        path = Path(about.get("path", ""))
+        opened = Collector.from_pins(pins, to_serve=True)
+        opened.name, opened.notes = name, self._state.notes.get(name, [])
+        self._show(_Loaded(
+            opened, opened.stats_maps, path, bytes.fromhex(about.get("digest", "")),
+            path.parent in self._directories, _links(pins),
+        ))  # fmt: skip
 
     # The other part.
 
@@ -207,14 +250,21 @@ class Registry:
         self._hide(name)
         remove_pins(self._pins / name)
         directory.rename(self._pins / name)
-        for stats_map in loaded.maps:
-            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map))
-        self._loaded[name] = loaded
         self._state.failed.pop(name, None)
         self._state.notes[name] = loaded.collector.notes
+        self._state.loaded[name] = {"path": str(loaded.path), "digest": loaded.digest.hex()}
+        if name in self._state.unloaded:
+            self._state.unloaded.remove(name)
         for note in loaded.collector.notes:
             log.warning("collector %s: %s", name, note)
+        self._show(loaded)
         self._changed()
+
+    def _show(self, loaded: _Loaded) -> None:
+        name = loaded.collector.name
+        for stats_map in loaded.maps:
+            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map, self.lookups))
+        self._loaded[name] = loaded
         # Removed while it was loaded. (In a part of the hierarchy one need not see it.)
         if self._hierarchy.root.id == self._root_id:
             for stats_map in loaded.maps:
@@ -247,9 +297,10 @@ class Registry:
                 self._file_system.remove_file(stats_map.file.encode())
             loaded.collector.close()
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, stays: bool = False) -> None:
         """End a collector, or show an adopted map no more.
 
+        :param stays: later daemons of the mount do not load it, either
         :raises CollectorError: there is no such collector
         """
         if name in self._adopted:
@@ -260,15 +311,21 @@ class Registry:
             self._hide(name)
             remove_pins(self._pins / name)
             self._state.notes.pop(name, None)
+            self._state.loaded.pop(name, None)
         elif name not in self._state.failed:
             known = ", ".join(sorted([*self._loaded, *self._adopted])) or "none"
             raise CollectorError(f'no collector "{printable(name)}" is loaded; there are: {known}')
         self._state.failed.pop(name, None)
+        if stays and name not in self._state.unloaded:
+            self._state.unloaded.append(name)
         self._changed()
 
     def stale(self, wanted: Iterable[str]) -> list[str]:
-        """Loaded drop-ins that are not among those that are wanted."""
-        return [n for n, loaded in self._loaded.items() if loaded.dropped_in and n not in wanted]
+        """Loaded collectors that are not among those that are wanted, though of the directories."""
+        return [
+            name for name, loaded in self._loaded.items()
+            if name not in wanted and (loaded.dropped_in or name in self._off)
+        ]  # fmt: skip
 
     def is_current(self, name: str, path: Path) -> bool:
         """Whether a collector was loaded from that file as it is now, and runs."""
@@ -279,6 +336,28 @@ class Registry:
             return loaded.digest == _digest(request_for(path, self._engine, self._root_id))
         except CollectorError:
             return False
+
+    def files(self) -> list[str]:
+        """The names of the stats maps' files."""
+        return [each.file for loaded in self._loaded.values() for each in loaded.maps]
+
+    def usage(self) -> dict[str, dict[str, int]]:
+        """What each map takes, and says of its updates and lookups, by the name of its file."""
+        found = {}
+        for loaded in self._loaded.values():
+            skipped = sum(loaded.collector.misses().values())
+            for stats_map in loaded.maps:
+                usage = loaded.collector.usage(stats_map.prefix)
+                found[stats_map.file] = {
+                    "entries": usage.entries, "memory": usage.memory,
+                    "updates_spilled": usage.spilled, "updates_displaced": usage.displaced,
+                    "updates_lost": usage.lost,
+                    "lookups": self.lookups[stats_map.file],
+                    # Of the collector's programs, so once.
+                    "runs_skipped": skipped,
+                }  # fmt: skip
+                skipped = 0
+        return found
 
     @property
     def is_empty(self) -> bool:
@@ -309,7 +388,7 @@ class Registry:
             adopted.close()
             raise CollectorError(f"{path}: {error}") from None
         self._adopted[name] = adopted
-        self._state.adopted[name] = f"{path}: {adopted.description}"
+        self._state.adopted[name] = {"path": str(path), "description": adopted.description}
         self._changed()
 
     # Initial cgroups
@@ -346,6 +425,11 @@ class Registry:
             adopted.close()
 
 
-def _reader(stats_map: StatsMap) -> Callable[[int], bytes]:
-    look_up, text = stats_map.lookup, stats_map.value_type.format
-    return lambda cgroup_id: text(look_up(cgroup_id))
+def _reader(stats_map: StatsMap, lookups: Counter[str]) -> Callable[[int], bytes]:
+    look_up, text, file = stats_map.lookup, stats_map.value_type.format, stats_map.file
+
+    def read(cgroup_id: int) -> bytes:
+        lookups[file] += 1
+        return text(look_up(cgroup_id))
+
+    return read

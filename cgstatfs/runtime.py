@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from .channel import Channel
 from .mountpoint import ensure_mounted
 
 __all__ = ("RUN", "Runtime", "State", "mount_bpffs")
@@ -55,7 +56,6 @@ class _Process(NamedTuple):
     """Of proc(5)'s ``/proc/PID/stat``. :ivar started: in ticks since boot"""
 
     state: bytes
-    threads: int
     started: int
 
 
@@ -64,7 +64,7 @@ def _process(pid: int) -> _Process | None:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return _Process(fields[0], int(fields[17]), int(fields[19]))
+    return _Process(fields[0], int(fields[19]))
 
 
 @dataclass
@@ -72,9 +72,14 @@ class State:
     """What a daemon tells the other commands.
 
     :ivar started: when, in ticks since boot: a later process may have its id
+    :ivar holder: the process id of who holds the mount
     :ivar connection: its number in fusectl; 0 before it is mounted
+    :ivar served: which daemon of the mount it is: 1 for the first
+    :ivar kept: the mount was ended, and its collectors were left
     :ivar failed: why collectors could not be loaded, by name
     :ivar notes: what users of those that were should know
+    :ivar loaded: what collectors were loaded from, by name
+    :ivar unloaded: names of collectors that were asked to be, and stay so
     :ivar adopted: others' maps, by the name of their file
     """
 
@@ -83,17 +88,29 @@ class State:
     mount_point: str
     engine: str
     reason: str
+    holder: int = 0
     connection: int = 0
+    served: int = 1
+    kept: bool = False
     failed: dict[str, str] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
-    adopted: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, dict[str, str]] = field(default_factory=dict)
+    unloaded: list[str] = field(default_factory=list)
+    adopted: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def of_this_process(cls, mount_point: Path, engine: str, reason: str) -> State:
+    def of_this_process(
+        cls, mount_point: Path, engine: str, reason: str, previous: State | None
+    ) -> State:
+        """:param previous: of the daemon before, whose collectors are taken over"""
         pid = os.getpid()
         process = _process(pid)
         assert process is not None
-        return cls(pid, process.started, str(mount_point), engine, reason)
+        state = cls(pid, process.started, str(mount_point), engine, reason)
+        if previous:
+            for name in ("connection", "notes", "loaded", "unloaded", "adopted"):
+                setattr(state, name, getattr(previous, name))
+        return state
 
     def _process(self) -> _Process | None:
         process = _process(self.pid)
@@ -103,11 +120,6 @@ class State:
         """Whether the daemon does, and is more than a zombie."""
         process = self._process()
         return process is not None and process.state not in b"ZX"
-
-    def lingers(self) -> bool:
-        """Whether it was killed, and one of its threads is still in the kernel."""
-        process = self._process()
-        return process is not None and process.state in b"ZX" and process.threads > 1
 
 
 class Runtime:
@@ -119,6 +131,9 @@ class Runtime:
         self.pins = _PINS / self.name
         self.log = RUN / f"{self.name}.log"
         self.socket = RUN / f"{self.name}.sock"
+        self.holder_socket = RUN / f"{self.name}.hold"
+        self.known = RUN / f"{self.name}.known"
+        self.open_files = RUN / f"{self.name}.open"
         self._lock_path = RUN / f"{self.name}.lock"
         self._state_path = RUN / f"{self.name}.json"
         self._lock: int | None = None
@@ -161,11 +176,30 @@ class Runtime:
                 os.close(lock)
         return False
 
+    @property
+    def lock_descriptor(self) -> int:
+        """Whoever has a copy of it holds the lock."""
+        assert self._lock is not None
+        return self._lock
+
+    def adopt_lock(self, descriptor: int) -> None:
+        """Hold the lock by a descriptor that another process has given us."""
+        os.set_inheritable(descriptor, False)
+        self._lock = descriptor
+
     def unlock_here(self) -> None:
-        """Let go of the lock in this process; a process forked off it keeps it."""
+        """Let go of the lock in this process; others that were given it keep it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def is_held(self) -> bool:
+        """Whether there is a holder; there may be no daemon just now."""
+        try:
+            Channel.connect(self.holder_socket).close()
+        except OSError:
+            return False
+        return True
 
     def read_state(self) -> State | None:
         try:
@@ -190,21 +224,30 @@ class Runtime:
                 errno.EPERM, "is not root's alone; remove it, and mount bpffs with mode=0700",
                 str(_PINS),
             )  # fmt: skip
-        self.pins.mkdir(mode=0o700)
+        self.pins.mkdir(mode=0o700, exist_ok=True)
 
-    def clean(self) -> None:
-        """Remove pins and state; the lock must be held."""
+    def clean(self, keep_counting: bool = False) -> None:
+        """Remove pins and state; the lock must be held.
+
+        :param keep_counting: leave what counts, and what is known of it, to the next mount
+        """
+        for path in (self.socket, self.holder_socket, self.known, self.open_files):
+            path.unlink(missing_ok=True)
+        state = self.read_state() if keep_counting else None
+        if state:
+            state.kept = True
+            self.write_state(state)
+            return
         shutil.rmtree(self.pins, ignore_errors=True)
         try:
             self.pins.parent.rmdir()
         except OSError:
             pass  # Other mounts' pins are there, or bpffs is not mounted.
         self._state_path.unlink(missing_ok=True)
-        self.socket.unlink(missing_ok=True)
 
-    def remove(self) -> None:
+    def remove(self, keep_counting: bool = False) -> None:
         """Remove all that need not stay; the lock, which must be held, is let go of with it."""
-        self.clean()
+        self.clean(keep_counting)
         if self.log.exists() and not self.log.stat().st_size:
             self.log.unlink()
         self._lock_path.unlink(missing_ok=True)

@@ -356,9 +356,14 @@ class Mounted:
 
     def __post_init__(self) -> None:
         self.runtime = Runtime(self.path)
+        assert self.runtime.is_held()
+
+    @property
+    def pid(self) -> int:
+        """Of the daemon that serves it."""
         state = self.runtime.read_state()
         assert state is not None
-        self.pid = state.pid
+        return state.pid
 
     def of(self, cgroup: Path) -> Path:
         """A cgroup's directory in the mount."""
@@ -392,16 +397,20 @@ class Mounted:
         return value_type.format(value_type.unpack(entry[total : total + value_type.size]))
 
 
+def let_all_in(path: Path) -> None:
+    """Those who are not root have to get to a directory below /tmp."""
+    for directory in (path, *path.parents):
+        if directory == Path("/tmp"):
+            break
+        directory.chmod(directory.stat().st_mode | 0o055)
+
+
 @pytest.fixture(scope="session")
 def mounted(
     engine_name: str, cgroupfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mounted]:
     path = tmp_path_factory.mktemp(f"mnt-{engine_name}")
-    # Those who are not root have to get there.
-    for directory in (path, *path.parents):
-        if directory == Path("/tmp"):
-            break
-        directory.chmod(directory.stat().st_mode | 0o055)
+    let_all_in(path)
     result = cgstatfs("mount", "--engine", engine_name, path)
     assert result.returncode == 0, result.stderr
     mount = Mounted(path, cgroupfs, engine_name)

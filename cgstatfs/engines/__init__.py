@@ -12,23 +12,26 @@ from .rstat import Rstat
 from .standalone import Standalone
 
 __all__ = (
-    "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat", "Setting", "Standalone", "Usage",
-    "choose",
+    "AUTO", "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat", "Setting", "Standalone",
+    "Usage", "choose",
 )  # fmt: skip
+
+# In place of an engine's name: the best there is.
+AUTO = "auto"
 
 # Best first.
 ENGINES: tuple[type[Engine], ...] = (Native, Rstat, Standalone)
 
 
-def choose(name: str | None = None) -> tuple[Engine, str]:
+def choose(name: str = AUTO) -> tuple[Engine, str]:
     """The engine to use, probed, and why it is this one.
 
-    :param name: an engine's name, to have that one or fail; None: the best there is
+    :param name: an engine's name, to have that one or fail, or :data:`AUTO`
     :raises EngineUnavailable: the named engine, or every engine, cannot be used here
     """
     reasons = []
     for kind in ENGINES:
-        if name not in (None, kind.name):
+        if name not in (AUTO, kind.name):
             continue
         engine = kind()
         try:
@@ -36,7 +39,7 @@ def choose(name: str | None = None) -> tuple[Engine, str]:
         except EngineUnavailable as error:
             reasons.append(f"{kind.name}: {error}")
             continue
-        if name:
+        if name != AUTO:
             return engine, "asked for"
         return engine, "; ".join(reasons) or f"{kind.name}: the kernel has all it needs"
     raise EngineUnavailable("; ".join(reasons))

@@ -104,10 +104,10 @@ def test_an_unexpected_exception_is_eio_and_no_more(
     path = tmp_path / "mnt"
     path.mkdir()
     runtime = Runtime(path)
-    script = Path(__file__).with_name("served_broken.py")
-    result = subprocess.run(
-        [sys.executable, script, "mount", "--engine", engine_name, path], cwd=REPOSITORY,
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    broken = Path(__file__).with_name("broken")
+    result = cgstatfs(
+        "mount", "--engine", engine_name, path,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{broken}"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     try:
