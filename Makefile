@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # make mount | umount | build | clean
-# make test | test-vm [KERNEL=6.12] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
+# make test | test-vm [KERNEL=6.12] | test-boot [RELEASE=trixie] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
 # make measure-kernel
 # make wheel | deb
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
+# Of Debian, whose systemd is booted.
+RELEASE ?= all
 # Of the kernel that is built, see tests/vm/build.py; TREE: a source tree of one's own to build.
 TREE ?=
 export CGSTATFS_TREE := $(or $(TREE),$(CGSTATFS_TREE))
@@ -17,6 +19,8 @@ PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-ven
 # What the tests drive the mount with, compile with as others do, and boot.
 TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
 	python3-bpfcc qemu-system-x86 rsync tar tree util-linux
+# What machines are made and booted with.
+BOOT_PACKAGES = debian-archive-keyring e2fsprogs mmdebstrap qemu-system-x86 util-linux
 # What a kernel is built with; bpftool writes down its types.
 KERNEL_PACKAGES = bc bison bpftool dwarves flex gcc libc6-dev libelf-dev make patch python3 \
 	xz-utils
@@ -49,8 +53,8 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .DELETE_ON_ERROR:
 # apt and the kernel's build are in a lock each, and use what cpus there are.
 .NOTPARALLEL:
-.PHONY: mount umount build test test-vm kernel test-kernel measure-kernel wheel deb package-data clean \
-	root packages test-packages kernel-packages deb-packages
+.PHONY: mount umount build test test-vm test-boot kernel test-kernel measure-kernel wheel deb package-data clean \
+	root packages test-packages boot-packages kernel-packages deb-packages
 
 mount: build
 	@# Where that fails (a file, a dead mount), what follows knows better why.
@@ -85,6 +89,10 @@ test: $(TESTING) deb-packages kernel $(KERNEL_TESTS)
 
 test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel $(KERNEL_TESTS))
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
+
+# In machines of their own, with the package of this tree. They take too long for `make test`.
+test-boot: build boot-packages $(VENV)/installed-for-tests deb
+	$(PYTHON) -m pytest tests/t6_boot --release $(RELEASE) $(PYTEST_ARGS)
 
 # Nothing is built that the cache has.
 kernel: kernel-packages
@@ -147,6 +155,9 @@ packages: | build.d
 
 test-packages: | build.d
 	$(call install-packages,$(TEST_PACKAGES))
+
+boot-packages: | build.d
+	$(call install-packages,$(BOOT_PACKAGES))
 
 kernel-packages: | build.d
 	$(call install-packages,$(KERNEL_PACKAGES))

@@ -9,6 +9,7 @@ t3_filesystem   a real mount, driven by system calls and by tools
 t4_program      the command line and the daemon's life
 t5_guests       t2 and t3 again, in guests that boot other kernels; and there:
 kernel          the kernel series, in a guest that boots it
+t6_boot         a Debian release's systemd boots with the package; only with --release
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def skip(reason: str) -> NoReturn:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", help="run the tests of this engine alone")
     parser.addoption("--kernel", help="boot this guest kernel alone: 6.1, 6.12, newest or native")
+    parser.addoption("--release", help="boot this Debian release: bookworm, trixie or all")
 
 
 def _usable_engines(wanted: str | None) -> Iterator[str]:

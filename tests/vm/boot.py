@@ -268,7 +268,7 @@ def machine(
             if wait or packages:
                 booted.wait_for_boot(timeout)
             if packages:
-                booted.check(f"apt-get -q install -y --no-install-recommends {' '.join(inside)}")
+                booted.check(f"dpkg -i {' '.join(inside)}")
             yield booted
             if trouble := kernel_trouble(booted.console()):
                 raise MachineError(f"{release}: trouble in the kernel log:\n" + "\n".join(trouble))
