@@ -227,6 +227,8 @@ def _hold(arguments: argparse.Namespace) -> int:
     """For a service manager, which starts the daemons, too."""
     _require_root()
     settings = _settings(arguments)
+    # As systemd does for its mount units: nobody else is there to make it.
+    settings.mount_point.mkdir(mode=0o755, parents=True, exist_ok=True)
     runtime = _prepare(settings)
     holder = Holder(
         runtime, None, lambda *_: None, settings.unserved_seconds, settings.watchdog_seconds
