@@ -14,14 +14,28 @@ import select
 import socket
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ("Channel", "listen")
+__all__ = ("Channel", "Credentials", "credentials", "listen")
 
 _MAX_MESSAGE = 128 << 10
 _MAX_DESCRIPTORS = 2
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 # struct ucred
 _CREDENTIALS = struct.Struct("=3i")
+
+
+class Credentials(NamedTuple):
+    """Of who is at the other end of a socket, when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def credentials(connection: socket.socket) -> Credentials:
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Credentials(*_CREDENTIALS.unpack(data))
 
 
 class Channel:
@@ -33,10 +47,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        self.pid, self.uid, _ = _CREDENTIALS.unpack(credentials)
+        self.pid, self.uid, _ = credentials(connection)
 
     @classmethod
     def connect(cls, path: Path) -> Channel:
@@ -108,14 +119,15 @@ class Channel:
         self._socket.close()
 
 
-def listen(path: Path) -> socket.socket:
+def listen(path: Path, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
     """A listening socket for root, that does not block.
 
+    :param kind: its type
     :raises OSError: it cannot be made
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(
-        socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     )
     before = os.umask(0o177)
     try:

@@ -64,7 +64,16 @@ def _require_root() -> None:
 
 
 def _mount_point(text: str | Path) -> Path:
-    """Absolute, without symbolic links in it, as the mount table has it."""
+    """Absolute, without symbolic links in it, as the mount table has it.
+
+    What is mounted there is not asked: it may wait for the very daemon that we are to be, or for
+    one that this command is to end.
+    """
+    head, tail = os.path.split(os.fspath(text).rstrip("/"))
+    if tail not in ("", ".", ".."):
+        path = Path(os.path.realpath(head or "."), tail)
+        if mountpoint.connection(path) is not None:
+            return path
     return Path(os.path.realpath(text))
 
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
 
+from . import channel
 from .libbpf import printable
 
 __all__ = ("Refused", "ask", "listen", "serve")
@@ -34,8 +33,6 @@ log = logging.getLogger(__name__)
 _MAX_LINE = 64 << 10
 # For who connects and says nothing.
 _PATIENCE_SECONDS = 10
-# struct ucred
-_CREDENTIALS = struct.Struct("=3i")
 
 # From a question to the lines of what was done. Raises Refused.
 Answer = Callable[[dict], Awaitable[list[str]]]
@@ -54,15 +51,7 @@ def listen(path: Path) -> socket.socket:
 
     :raises OSError: it cannot be made
     """
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.listen(16)
-    return listener
+    return channel.listen(path, socket.SOCK_STREAM)
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:
@@ -76,8 +65,7 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
 
 
 def _user(stream: trio.SocketStream) -> int:
-    data = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(data)[1]
+    return channel.credentials(stream.socket).uid
 
 
 async def _answer(stream: trio.SocketStream, answer: Answer) -> dict[str, object]:

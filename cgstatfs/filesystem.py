@@ -272,7 +272,8 @@ class FileSystem(pyfuse3.Operations):
                 if error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
         if cgroup.stat is None:
-            raise FUSEError(errno.ENOENT)
+            # Removed before this daemon began; the kernel has not been told yet.
+            raise self._gone(cgroup)
         return cgroup.stat, True
 
     def _directory_attributes(self, cgroup: Cgroup) -> EntryAttributes:

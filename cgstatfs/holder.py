@@ -125,6 +125,7 @@ class Holder:
         self._keep = False
         self._ended = False
         self._status = 0
+        self._failure = ""
         # The balance, and since when it grows or shrinks.
         self._unserved = 0.0
         self._since = time.monotonic()
@@ -182,6 +183,10 @@ class Holder:
                 self._check_time()
         finally:
             self._end()
+        if self._failure:
+            # Last, so that who is told can try again.
+            with contextlib.suppress(BrokenPipeError):
+                self._report(self._failure, False)
         return self._status
 
     def _wait(self) -> None:
@@ -420,8 +425,7 @@ class Holder:
         self._drop_device()
         self._init = b""
         if self._command:
-            with contextlib.suppress(BrokenPipeError):
-                self._report(why, False)
+            self._failure = why
             self._ended, self._status = True, 1
 
     def _stop(self) -> None:

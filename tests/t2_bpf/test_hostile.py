@@ -253,7 +253,7 @@ def registry(engine_name: str, cgroupfs: Path) -> Iterator[Registry]:
     pins = Path(f"/sys/fs/bpf/cgstat-test-{os.getpid()}")
     pins.mkdir()
     engine = make_engine(engine_name)
-    state = State.of_this_process(Path("/"), engine.name, "")
+    state = State.of_this_process(Path("/"), engine.name, "", None)
     registry = Registry(
         engine, cgroupfs.stat().st_ino, pins, (), Hierarchy(cgroupfs), _Files(), state, lambda: None
     )  # fmt: skip

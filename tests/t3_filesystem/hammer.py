@@ -172,7 +172,7 @@ def main() -> None:
     try:
         KINDS[kind](Path(directory), Path(cgroup), _truth(truth))
     except OSError as error:
-        _fail(f"{kind}: {error!r} after {dict(done)}")
+        _fail(f"{kind}: {error} after {dict(done)}")
     print(json.dumps(done))
 
 

@@ -19,12 +19,13 @@ import pytest
 
 from cgstatfs.runtime import Runtime
 
-from ..conftest import REPOSITORY, Mounted, cgstatfs, times, wait_until
+from ..conftest import REPOSITORY, SCALE, Mounted, cgstatfs, times, wait_until
 from .hammer import _forks
 
 KINDS = ("writer", "writer", "whole", "whole", "held", "pieces", "cgroups")
-# Guests are slow to start a daemon.
+# Guests are slow to start a daemon: of several that run, each takes a minute.
 WATCHDOG = 3
+KILLS = times(20) if SCALE >= 1 else 2
 
 
 @contextmanager
@@ -40,11 +41,10 @@ def mounted_anew(engine: str, cgroupfs: Path, path: Path, *options: str) -> Iter
         yield Mounted(path, cgroupfs, engine)
     finally:
         done = cgstatfs("umount", "-l", path)
-        wait_until(lambda: not runtime.holder_socket.exists(), "the holder to end")
+        wait_until(lambda: not runtime.pins.exists(), "the holder to end")
         print(runtime.log.read_text() if runtime.log.exists() else "no log")
         runtime.log.unlink(missing_ok=True)
     assert done.returncode == 0, done.stderr
-    assert not runtime.pins.exists()
 
 
 def daemon(mount: Mounted) -> int:
@@ -133,7 +133,7 @@ def test_killed_at_any_moment(
         mounted_anew(engine_name, cgroupfs, tmp_path / "mnt") as mount,
         hammered(mount, tree, tmp_path) as check,
     ):
-        for _ in range(times(50)):
+        for _ in range(KILLS):
             before = served(mount)
             time.sleep(random.random() / 2)
             os.kill(daemon(mount), signal.SIGKILL)

@@ -8,9 +8,9 @@ if "serve" in sys.orig_argv:
 
     reader = registry._reader
 
-    def broken(stats_map):
+    def broken(stats_map, lookups):
         if stats_map.file == "mm.reclaim":
             return lambda cgroup_id: 1 // 0
-        return reader(stats_map)
+        return reader(stats_map, lookups)
 
     registry._reader = broken
