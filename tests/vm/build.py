@@ -14,12 +14,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .debian import Apt, KernelError, cache_folder, locked, output, unpack
+from .debian import Apt, KernelError, cache_folder, forget, locked, output, run_command, unpack
 
 __all__ = ("NAMES", "TREE", "build")
 
@@ -98,7 +97,7 @@ def build(name: str, *, refresh: bool = False) -> Path:
             if folder is None:
                 folder = cache / "built" / _digest(source, _RECIPES[name])
                 _build(cache, name, source, folder)
-                _forget(folder.parent)
+                forget(folder.parent.iterdir(), _KEPT)
     os.utime(folder)
     return folder
 
@@ -293,14 +292,7 @@ def _collect(tree: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _forget(built: Path) -> None:
-    """Remove those that were not used for longest."""
-    folders = sorted(built.iterdir(), key=lambda folder: folder.stat().st_mtime)
-    for folder in folders[:-_KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def main() -> int:
+def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.build", description=__doc__)
     parser.add_argument("name", nargs="?", choices=NAMES, default="native")
@@ -309,11 +301,7 @@ def main() -> int:
         "--refresh", action="store_true", help="ask for a newer version of the source"
     )
     arguments = parser.parse_args()
-    try:
-        folder = build(arguments.name, refresh=arguments.refresh)
-    except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folder = build(arguments.name, refresh=arguments.refresh)
     print(f"kernel {arguments.name}: {folder}")
     if arguments.link is not None and arguments.link.resolve() != folder:
         arguments.link.unlink(missing_ok=True)
@@ -321,11 +309,7 @@ def main() -> int:
         # What was compiled with those of another kernel is older now.
         for header in (folder / "vmlinux.h", folder / "include/linux/bpf.h"):
             header.touch()
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -11,11 +11,16 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ("Apt", "KernelError", "cache_folder", "locked", "only", "output", "unpack")
+__all__ = (
+    "Apt", "KernelError", "cache_folder", "forget", "locked", "only", "output", "run_command",
+    "unpack",
+)  # fmt: skip
 
 
 class KernelError(Exception):
@@ -49,6 +54,23 @@ def locked(cache: Path, name: str = "lock") -> Iterator[None]:
             yield
         except OSError as error:
             raise KernelError(f"{error.filename or cache}: {error.strerror}") from None
+
+
+def forget(folders: Iterable[Path], kept: int) -> None:
+    """Remove those that were not used for longest, but for so many."""
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)[:-kept]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a module from the command line, and end with an exit code and an error in a line."""
+    try:
+        main()
+    except KernelError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
 
 
 def unpack(apt: Apt, packages: list[str], folder: Path) -> None:

@@ -14,12 +14,11 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .debian import Apt, KernelError, cache_folder, locked, output
+from .debian import Apt, KernelError, cache_folder, forget, locked, output, run_command
 
 __all__ = ("RELEASES", "Image", "ImageError", "fetch")
 
@@ -94,7 +93,7 @@ def fetch(release: str, *, refresh: bool = False) -> Image:
         with locked(cache):
             if refresh or not folder.exists():
                 _build(cache, release, folder)
-                _forget(cache)
+                forget((each for name in RELEASES for each in cache.glob(f"{name}-*")), _KEPT)
     os.utime(folder)
     return Image(release, folder / "disk", folder / "vmlinuz", folder / "initrd")
 
@@ -206,32 +205,16 @@ def _configure(tree: Path) -> None:
         (tree / folder / ".updated").touch()
 
 
-def _forget(cache: Path) -> None:
-    """Remove those that were not used for longest."""
-    folders = [folder for release in RELEASES for folder in cache.glob(f"{release}-*")]
-    folders.sort(key=lambda folder: folder.stat().st_mtime)
-    for folder in folders[:-_KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def main() -> int:
+def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.images", description=__doc__)
     parser.add_argument("release", nargs="*", help=f"default: {' '.join(RELEASES)}")
     parser.add_argument("--refresh", action="store_true", help="build anew what is there")
     arguments = parser.parse_args()
-    try:
-        for release in arguments.release or RELEASES:
-            image = fetch(release, refresh=arguments.refresh)
-            print(f"image {release}: {image.disk.parent}")
-    except KernelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for release in arguments.release or RELEASES:
+        image = fetch(release, refresh=arguments.refresh)
+        print(f"image {release}: {image.disk.parent}")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)
