@@ -19,6 +19,7 @@ from .collectors import CollectorError
 from .configuration import FILE, ConfigurationError, Settings, read_settings
 from .daemon import COLLECTORS, find_root, run, say
 from .engines import AUTO, ENGINES, EngineUnavailable
+from .filesystem import ABOUT
 from .holder import Holder
 from .processes import environment, python
 from .registry import wanted
@@ -242,10 +243,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
     os.chdir("/")
-    try:
-        run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
-    except _EXPECTED as error:
-        raise _Failure(say(error)) from None
+    run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
     return 0
 
 
@@ -309,8 +307,8 @@ def _restart(arguments: argparse.Namespace) -> int:
     while time.monotonic() < deadline:
         state = runtime.read_state()
         if state and before and state.served > before.served and state.connection and state.lives():
-            # By then it has the connection, or waits for us to ask.
-            os.stat(runtime.mount_point)
+            # Answered when it serves: that is never in the kernel's cache.
+            os.stat(runtime.mount_point / os.fsdecode(ABOUT))
             return 0
         time.sleep(0.05)
     raise _Failure(f"{runtime.mount_point}: no daemon has come; see {runtime.log}")
@@ -431,7 +429,7 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument(
         "-o", dest="options", metavar="OPTION,...", action="append", default=[],
-        help="as for mount(8): engine=NAME, root=CGROUP; what holds anyway is ignored",
+        help=f"as for mount(8): {', '.join(_OPTIONS)}, collectors; what holds anyway is ignored",
     )  # fmt: skip
     sub.add_argument(
         "--engine", metavar="NAME", choices=[*engines, AUTO],

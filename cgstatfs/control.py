@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How commands ask a running daemon to change its collectors.
+"""How commands ask a running daemon to change its collectors, and how it is.
 
 A Unix stream socket that root alone can connect to; a line of JSON each way, a connection each
 time::
@@ -8,6 +8,7 @@ time::
     {"do": "unload", "name": "mystats"}
     {"do": "reload", "keep": false}
     {"do": "adopt", "name": "theirs", "path": "/sys/fs/bpf/theirs"}
+    {"do": "status"}
 
     {"done": ["mystats: loaded"]}   or   {"error": "why", "done": [...]}
 """

@@ -367,7 +367,6 @@ class FileSystem(pyfuse3.Operations):
     def _look_up_about(self, name: bytes) -> EntryAttributes:
         file = self._about_file(nodes.tag(name))
         if file is None or file.name != name:
-            # As its parent is not that of a cgroup, so no dots.
             raise FUSEError(errno.ENOENT)
         return self._file_attributes(self._hierarchy.root, file)
 

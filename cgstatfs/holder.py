@@ -24,7 +24,7 @@ serves, that would wait for the very daemon that it is to provide.
 
     command                             holder
     {"restart": true}             ->                    another daemon, please
-    {"keep": true}                ->                    leave the collectors, at the end
+    {"keep": true}                ->                    leave the collectors, at the end; or not
 
 With no daemon, every access to the mount waits. A balance of the time without one grows then,
 and shrinks while there is one; when it comes to the limit, restart loops included, the holder
@@ -287,8 +287,7 @@ class Holder:
             return
         if message.get("restart"):
             self._restart()
-        if message.get("keep"):
-            self._keep = True
+        self._keep = bool(message.get("keep", self._keep))
         daemon.channel.send({"done": bool(message)})
         daemon.close()
 

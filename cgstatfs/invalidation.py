@@ -20,6 +20,7 @@ import trio
 
 from . import nodes, wire
 from .hierarchy import Cgroup, Hierarchy
+from .privileges import keep_only
 
 __all__ = ("Invalidator", "Teller")
 
@@ -49,6 +50,7 @@ def _tell(theirs: socket.socket) -> None:
     """The process's life: until the daemon has gone, or the connection."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    keep_only(())
     _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
     while descriptors and (notification := theirs.recv(wire.MIN_BUFFER)):
         try:

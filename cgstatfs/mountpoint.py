@@ -108,8 +108,9 @@ def connection(path: Path) -> int | None:
 def abort(number: int) -> None:
     """End a connection whose daemon does not answer: who waits for it gets an error.
 
-    Unmounting alone does not: a killed daemon's thread may itself wait, in the kernel, for
-    somebody who waits for the daemon, and so keep the connection open.
+    Unmounting alone does not: of a killed daemon, the process that tells the kernel what to forget
+    may itself wait, in the kernel, for somebody who waits for the daemon, and so keep the
+    connection open.
 
     :param number: from :func:`connection`; one that is gone is ignored
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a mount leaves outside its process: a lock, a state file, a log, and pins in bpffs.
+"""What a mount leaves outside its processes: a lock, sockets, files for the next daemon, a log,
+and pins in bpffs.
 
 All are named for the mount point, so that several mounts do not meet. The lock is held while
-the daemon lives; what is found without its lock being held is stale. Nothing stays of a daemon
-that ended, but a log that is not empty.
+the holder or the daemon lives; what is found without its lock being held is stale. Nothing stays
+when the mount has ended, but a log that is not empty, and what is to go on counting.
 """
 
 from __future__ import annotations
