@@ -29,6 +29,7 @@ from .known import Known
 from .openfiles import OpenFiles
 from .privileges import SERVING, keep_only
 from .registry import Registry
+from .requests import poll_first
 from .runtime import Runtime, State
 from .takeover import Connection, Incompatible
 
@@ -266,6 +267,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     try:
         with ExitStack() as stack:
             daemon = _Daemon(settings, runtime, connection, teller, stack)
+            poll_first()
             pyfuse3.init(daemon.file_system, connection.path, set())
             stack.callback(pyfuse3.close, unmount=False)
 
