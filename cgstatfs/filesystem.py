@@ -105,14 +105,16 @@ class _OpenFile:
         self.length = length
 
 
-def _guarded(handler: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
-    """An unexpected exception is this request's EIO, and logged; never the mount's end."""
+def _guarded(handler: Callable[..., object]) -> Callable[..., Awaitable]:
+    """What pyfuse3 awaits. An unexpected exception is this request's EIO, and logged; never the
+    mount's end.
+    """
 
     @functools.wraps(handler)
     async def guarded(self: FileSystem, *arguments: object) -> object:
         try:
             self._drain()
-            return await handler(self, *arguments)
+            return handler(self, *arguments)
         except FUSEError:
             raise
         except Exception:
@@ -334,7 +336,7 @@ class FileSystem(pyfuse3.Operations):
             return 0
 
     @_guarded
-    async def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
+    def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
         if node == nodes.ABOUT:
             return self._about_attributes()
         if nodes.is_file(node) or nodes.is_about(node):
@@ -345,7 +347,7 @@ class FileSystem(pyfuse3.Operations):
         return entry
 
     @_guarded
-    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+    def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent == nodes.ABOUT:
             return self._look_up_about(name)
         directory = self._cgroup(parent)
@@ -396,7 +398,7 @@ class FileSystem(pyfuse3.Operations):
     # Directories.
 
     @_guarded
-    async def opendir(self, node: int, ctx: RequestContext) -> int:
+    def opendir(self, node: int, ctx: RequestContext) -> int:
         if node == nodes.ABOUT:
             return node
         cgroup = self._cgroup(node)
@@ -405,7 +407,7 @@ class FileSystem(pyfuse3.Operations):
         return node
 
     @_guarded
-    async def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
+    def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
         if handle == nodes.ABOUT:
             self._list_about(start, token)
             return
@@ -474,7 +476,7 @@ class FileSystem(pyfuse3.Operations):
     # Files.
 
     @_guarded
-    async def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
+    def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
         cgroup, file = self._cgroup_and_file(node)
         if not cgroup.alive:
             raise self._gone(cgroup)
@@ -501,7 +503,7 @@ class FileSystem(pyfuse3.Operations):
         raise FUSEError(errno.ENFILE)
 
     @_guarded
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
+    def read(self, handle: int, offset: int, size: int) -> bytes:
         file = self._open.get(handle)
         if file is None:
             raise FUSEError(errno.ESTALE)
@@ -545,7 +547,7 @@ class FileSystem(pyfuse3.Operations):
             )  # fmt: skip
 
     @_guarded
-    async def release(self, handle: int) -> None:
+    def release(self, handle: int) -> None:
         file = self._open.pop(handle, None)
         if file is None:
             return  # Closed by a daemon that was killed before it had answered.
@@ -557,7 +559,7 @@ class FileSystem(pyfuse3.Operations):
             del self._open_of_user[user]
 
     @_guarded
-    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+    def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
         data.f_namemax = 255

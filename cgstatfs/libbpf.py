@@ -687,6 +687,10 @@ def create_iter(link_fd: int) -> int:
 _SAMPLE_FN = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 
+# In words of 8 bytes.
+_PRODUCER = mmap.PAGESIZE // 8
+
+
 class RingBuffer:
     """Consumes a ``BPF_MAP_TYPE_RINGBUF``; *fd* polls readable when there is something."""
 
@@ -702,11 +706,21 @@ class RingBuffer:
             raise OSError(number, os.strerror(number), "ring buffer")
         self._handle = c_void_p(handle)
         self.fd: int = check(lib.ring_buffer__epoll_fd(self._handle), "ring buffer")
+        # The first page has the consumer's position, the second the producer's.
+        self._pages = mmap.mmap(map_fd, 2 * mmap.PAGESIZE, prot=mmap.PROT_READ)
+        self._positions = memoryview(self._pages).cast("Q")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every record that was reserved has been consumed; without a system call."""
+        return self._positions[0] == self._positions[_PRODUCER]
 
     def consume(self) -> int:
         """Hand every record that was submitted to the receiver; how many there were."""
         return check(lib.ring_buffer__consume(self._handle), "ring buffer")
 
     def close(self) -> None:
+        self._positions.release()
+        self._pages.close()
         lib.ring_buffer__free(self._handle)
         self._handle = c_void_p(None)
