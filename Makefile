@@ -53,7 +53,7 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .DELETE_ON_ERROR:
 # apt and the kernel's build are in a lock each, and use what cpus there are.
 .NOTPARALLEL:
-.PHONY: mount umount build test test-vm test-boot kernel test-kernel measure-kernel wheel deb package-data clean \
+.PHONY: mount umount build test test-vm test-boot kernel kernel-tests test-kernel measure-kernel wheel deb package-data clean \
 	root packages test-packages boot-packages kernel-packages deb-packages
 
 mount: build
@@ -84,10 +84,11 @@ package-data: $(PACKAGE_DATA)
 
 TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS)
 
-test: $(TESTING) deb-packages kernel $(KERNEL_TESTS)
+# The kernel, too, beside the tests that do not need it; see tests/t5_guests/conftest.py.
+test: $(TESTING) deb-packages kernel-packages
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel $(KERNEL_TESTS))
+test-vm: $(TESTING) $(if $(filter 6.1 6.12 newest,$(KERNEL)),,kernel-packages)
 	$(PYTHON) -m pytest tests/t5_guests $(if $(KERNEL),--kernel $(KERNEL))
 
 # In machines of their own, with the package of this tree. They take too long for `make test`.
@@ -98,7 +99,9 @@ test-boot: build boot-packages $(VENV)/installed-for-tests deb
 kernel: kernel-packages
 	@/usr/bin/python3 -m tests.vm.build --link build/kernel $(VARIANT)
 
-test-kernel: $(TESTING) kernel $(KERNEL_TESTS)
+kernel-tests: kernel $(KERNEL_TESTS)
+
+test-kernel: $(TESTING) kernel-tests
 	CGSTATFS_CHURN_SECONDS=$${CGSTATFS_CHURN_SECONDS-600} \
 		$(PYTHON) -m pytest tests/t5_guests --kernel $(VARIANT)
 
