@@ -21,9 +21,10 @@ _Builds = dict[str, subprocess.Popen]
 _BUILDS = pytest.StashKey[_Builds]()
 
 
-def _variants(items: list[pytest.Item]) -> set[str]:
+def selected(items: list[pytest.Item]) -> set[str]:
+    """The kernels of the guests among those that pytest is going to run."""
     parameters = [item.callspec.params for item in items if hasattr(item, "callspec")]
-    return {each["kernel"] for each in parameters if each.get("kernel") in build.NAMES}
+    return {each["kernel"] for each in parameters if "kernel" in each}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -31,7 +32,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     _LOG.parent.mkdir(exist_ok=True)
-    for variant in _variants(session.items):
+    for variant in selected(session.items) & set(build.NAMES):
         with open(_LOG, "w") as log:
             builds[variant] = subprocess.Popen(
                 ["nice", "-n", "19", "make", "-s", "kernel-tests", f"VARIANT={variant}"],

@@ -21,6 +21,7 @@ import pytest
 
 from ..conftest import REPOSITORY
 from ..vm import build, kernels
+from .conftest import selected
 
 TESTS = ("tests/t2_bpf", "tests/t3_filesystem")
 # With a kernel of ours, asked for alone; its checks make it slow.
@@ -99,6 +100,8 @@ def guests(
     started = {}
     try:
         for kernel, tests in _wanted(request.config).items():
+            if kernel not in selected(request.session.items):
+                continue
             wait_for_build(kernel)
             kernels.fetch(kernel)
             output = directory / kernel
