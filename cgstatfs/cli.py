@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command line."""
+"""The command line.
+
+What only some commands need is imported by those: a machine that mounts at boot waits for it.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,18 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from . import __version__, authoring, btf, control, inspection, journal, mountpoint
+from . import __version__, journal, mountpoint
+from .available import COLLECTORS, wanted
 from .channel import Channel
-from .collectors import CollectorError
-from .configuration import FILE, ConfigurationError, Settings, read_settings
-from .daemon import COLLECTORS, find_root, run, say
-from .engines import AUTO, ENGINES, EngineUnavailable
-from .filesystem import ABOUT
-from .holder import Holder
+from .configuration import FILE, Settings, read_settings
+from .engines import AUTO, ENGINES
+from .failures import EXPECTED, say
 from .processes import environment, python
-from .registry import wanted
 from .runtime import Runtime, mount_bpffs
-from .takeover import Incompatible
 
 __all__ = ("main",)
 
@@ -37,10 +37,11 @@ exit codes:
   2  the command line is wrong
 """
 
-# Options of mount(8) that say what is the case anyway, or are for mount(8) itself.
+# Options of mount(8) that say what is the case anyway, or are for mount(8) itself; and what it
+# makes of "defaults", of which nobody can expect that statistics be written to.
 _IGNORED_OPTIONS = {
     "defaults", "ro", "nosuid", "nodev", "noexec", "allow_other", "default_permissions",
-    "auto", "noauto", "nofail", "_netdev",
+    "auto", "noauto", "nofail", "_netdev", "rw", "suid", "dev", "exec", "nouser", "async",
 }  # fmt: skip
 # Those that are ours, and take a value.
 _OPTIONS = {
@@ -53,10 +54,6 @@ _RESTART_SECONDS = 60
 
 class _Failure(Exception):
     """Ends the command with exit code 1 and this message."""
-
-
-# What ends a command, or a daemon, and is explained in a line.
-_EXPECTED = (OSError, EngineUnavailable, CollectorError, ConfigurationError, Incompatible)
 
 
 def _require_root() -> None:
@@ -73,7 +70,7 @@ def _mount_point(text: str | Path) -> Path:
     head, tail = os.path.split(os.fspath(text).rstrip("/"))
     if tail not in ("", ".", ".."):
         path = Path(os.path.realpath(head or "."), tail)
-        if mountpoint.connection(path) is not None:
+        if mountpoint.mounted(path):
             return path
     return Path(os.path.realpath(text))
 
@@ -107,6 +104,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return replace(
         settings, mount_point=_mount_point(settings.mount_point), directories=tuple(directories)
     )
+
+
+def _warn(settings: Settings) -> None:
+    for line in settings.unknown_collectors(_collectors(settings)):
+        log.warning("%s", line)
 
 
 def _collectors(settings: Settings) -> dict[str, Path]:
@@ -198,7 +200,7 @@ def _mount_detached(arguments: argparse.Namespace, settings: Settings, runtime: 
     with open(runtime.log, "ab", buffering=0) as output:
         subprocess.Popen(
             _holder_command(arguments, settings, runtime, writer), env=environment(), cwd="/",
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             pass_fds=(writer, runtime.lock_descriptor),
         )  # fmt: skip
     os.close(writer)
@@ -216,8 +218,7 @@ def _mount_detached(arguments: argparse.Namespace, settings: Settings, runtime: 
 def _mount(arguments: argparse.Namespace) -> int:
     _require_root()
     settings = _settings(arguments)
-    for line in settings.unknown_collectors(_collectors(settings)):
-        log.warning("%s", line)
+    _warn(settings)
     runtime = _prepare(settings)
     if arguments.foreground:
         _become_holder(arguments, settings, runtime)
@@ -226,11 +227,15 @@ def _mount(arguments: argparse.Namespace) -> int:
 
 def _hold(arguments: argparse.Namespace) -> int:
     """For a service manager, which starts the daemons, too."""
+    from .holder import Holder
+
     _require_root()
     settings = _settings(arguments)
-    # As systemd does for its mount units: nobody else is there to make it.
-    settings.mount_point.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _warn(settings)
+    _make_mount_point(settings.mount_point)
     runtime = _prepare(settings)
+    # The daemon may write there alone; see systemd/cgstatfs.service.
+    runtime.make_pins()
     holder = Holder(
         runtime, None, lambda *_: None, settings.unserved_seconds, settings.watchdog_seconds
     )
@@ -238,13 +243,22 @@ def _hold(arguments: argparse.Namespace) -> int:
     return holder.run()
 
 
+def _make_mount_point(path: Path) -> None:
+    """As systemd does for its mount units: nobody else is there to make it."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Not looked at where it is there: what is mounted may wait for us.
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o755)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
-    """The daemon. What keeps it from serving is told to the holder, and logged by it."""
+    """The daemon."""
+    from .daemon import run
+
     _require_root()
     settings = _settings(arguments)
     os.chdir("/")
-    run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
-    return 0
+    return run(settings, Runtime(settings.mount_point), lambda _: journal.notify("READY=1"))
 
 
 # umount, restart
@@ -299,6 +313,8 @@ def _tell_holder(runtime: Runtime, message: dict[str, object]) -> None:
 
 def _restart(arguments: argparse.Namespace) -> int:
     """End the daemon, and wait for another."""
+    from .filesystem import ABOUT
+
     _require_root()
     runtime = _running(arguments)
     before = runtime.read_state()
@@ -334,6 +350,8 @@ def _running(arguments: argparse.Namespace) -> Runtime:
 
 
 def _ask(arguments: argparse.Namespace, question: dict[str, object]) -> int:
+    from . import control
+
     _require_root()
     try:
         done, status = control.ask(_running(arguments).socket, question), 0
@@ -378,6 +396,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    from . import authoring
+
     path = authoring.write_new(arguments.name, Path(), bcc=arguments.bcc)
     do = "load" if arguments.bcc else "build"
     print(f"{path}: written; next: cgstatfs {do} {path}")
@@ -385,6 +405,8 @@ def _new(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    from . import authoring, btf, inspection
+
     output = Path(arguments.output) if arguments.output else None
     built = authoring.build(Path(arguments.file), output, arguments.for_clang)
     print(f"{built.path}: built")
@@ -403,6 +425,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from . import inspection
+    from .daemon import find_root
+
     _require_root()
     settings = _settings(arguments)
     if not inspection.check(settings, _collectors(settings)):
@@ -412,6 +437,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
+    from . import inspection
+
     _require_root()
     inspection.list_maps()
     return 0
@@ -585,7 +612,7 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read what we print has had enough; nothing more is to be said or flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except _EXPECTED as error:
+    except EXPECTED as error:
         return _fail(say(error))
     except KeyboardInterrupt:
         return _fail("interrupted")

@@ -17,11 +17,13 @@ import trio
 from . import control
 from .about import About
 from .attributes import Attributes
+from .available import COLLECTORS
 from .changes import Changes
 from .collectors import CollectorError
 from .configuration import Settings
-from .engines import AUTO, Engine, EngineUnavailable, choose
+from .engines import AUTO, Engine, choose
 from .events import CgroupEvents
+from .failures import EXPECTED, say
 from .filesystem import FileSystem
 from .hierarchy import Hierarchy, find_cgroup2
 from .invalidation import Invalidator, Teller
@@ -31,17 +33,19 @@ from .privileges import SERVING, keep_only
 from .registry import Registry
 from .requests import poll_first
 from .runtime import Runtime, State
-from .takeover import Connection, Incompatible
+from .takeover import Connection
 
-__all__ = ("COLLECTORS", "find_root", "run", "say")
+__all__ = ("find_root", "run")
 
 log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
 
-# Where collectors are dropped in.
-COLLECTORS = Path("/etc/cgstatfs/collectors.d")
+# Exit statuses, by which systemd/cgstatfs.service decides whether there is to be another daemon:
+# after the first two, but not if there is no mount to serve, as the first could not make it, or
+# as it was unmounted.
+_TOLD, _FAILED, _NOT_MOUNTED, _UNMOUNTED = 0, 1, 3, 4
 
 
 def _load_collectors(registry: Registry, state: State) -> None:
@@ -248,19 +252,19 @@ async def _mourn(connection: Connection) -> None:
     await trio.sleep_forever()
 
 
-def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) -> None:
+def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) -> int:
     """Serve the mount that a holder holds, as the next of its daemons, until that ends.
 
     Nothing is cleared away: the holder does that, or there will be another daemon.
 
     :param ready: called when requests are about to be served
-    :raises OSError: something that is needed is missing
-    :raises EngineUnavailable: the engine, or any engine
-    :raises CollectorError: no collector can be used
-    :raises Incompatible: the connection was negotiated by a version whose needs were others
+    :returns: an exit status; why it could not serve was logged, and told to the holder
+    :raises OSError: there is no holder
     """
-    # Signals wait until we serve, soon.
+    # Signals wait until we serve, soon; and when we have ended, they make no other end of it.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
     teller = Teller()
     connection = Connection(runtime)
     keep_only(SERVING)
@@ -278,22 +282,14 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
             trio.run(daemon.serve, tell)
         if connection.orphaned and daemon.ended:
             runtime.remove()
-    except (OSError, EngineUnavailable, CollectorError, Incompatible) as error:
+        return _UNMOUNTED if daemon.ended else _TOLD
+    except EXPECTED as error:
+        log.error("%s", say(error))
         connection.failed(say(error))
-        raise
     except Exception as error:
         log.critical("the daemon failed", exc_info=True)
         connection.failed(f"the daemon failed: {error!r}; see {runtime.log}")
-        raise SystemExit(1) from None
-
-
-def say(error: OSError | EngineUnavailable | CollectorError | Incompatible) -> str:
-    """Why something could not be done, in a line."""
-    if isinstance(error, EngineUnavailable):
-        return f"no engine can be used: {error}"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error)
+    return _FAILED if connection.mounted else _NOT_MOUNTED
 
 
 def report(state: State) -> str:

@@ -488,6 +488,10 @@ def _report_to(descriptor: int | None) -> Callable[[str, bool], None]:
         if told:
             return
         told = True
+        if descriptor is not None and good:
+            # Away from who started it; not before it has mounted, as a process group of systemd's
+            # is all that may pass its automount point while that is waited for.
+            os.setsid()
         if descriptor is None:
             print(text if good else f"cgstatfs: {text}", file=sys.stdout if good else sys.stderr, flush=True)
             return

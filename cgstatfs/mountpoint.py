@@ -46,10 +46,15 @@ def mounted(path: Path) -> Mount | None:
 def check_usable(path: Path) -> None:
     """Whether we can mount on *path*.
 
+    On an automount point (autofs) we can. It is not listed, as that asks for what we are about
+    to do.
+
     :raises OSError: ``ENOENT``, ``ENOTDIR``, ``EBUSY`` (something is mounted there) or
         ``ENOTEMPTY``
     """
     entry = mounted(path)
+    if entry and entry.type == b"autofs":
+        return
     if entry:
         kind = entry.type.decode("ascii", "replace")
         raise OSError(errno.EBUSY, f"in use: a {kind} is mounted there", str(path))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import loader, loading, nodes
 from .adoption import AdoptedMap
+from .available import wanted
 from .collectors import Collector, CollectorError, StatsMap, remove_pins
 from .engines import Engine
 from .files import read_collector
@@ -26,41 +27,9 @@ from .libbpf import printable
 from .objects import OBJECTS
 from .runtime import State
 
-__all__ = ("CollectorStopped", "Registry", "request_for", "wanted")
+__all__ = ("CollectorStopped", "Registry", "request_for")
 
 log = logging.getLogger(__name__)
-
-SHIPPED = ("mm_reclaim", "proc_events", "sched_runqlat")
-_ENDINGS = (".bpf.o", ".bcc.c")
-
-
-def drop_ins(directories: Iterable[Path]) -> dict[str, Path]:
-    """The collectors in directories, by name; later directories go before earlier ones.
-
-    What is not named like a collector is left alone, as is a directory that is not there.
-
-    :raises OSError: a directory cannot be read
-    """
-    found: dict[str, Path] = {}
-    for directory in directories:
-        try:
-            paths = sorted(directory.iterdir())
-        except FileNotFoundError:
-            continue
-        for path in paths:
-            for ending in _ENDINGS:
-                if path.name.endswith(ending) and path.name != ending:
-                    found[path.name.removesuffix(ending)] = path
-    return found
-
-
-def wanted(directories: Iterable[Path]) -> dict[str, Path]:
-    """The collectors of a mount, by name: shipped ones, and drop-ins, which go before them.
-
-    :raises OSError: a directory cannot be read
-    """
-    shipped = {name: OBJECTS / f"{name}.bpf.o" for name in SHIPPED}
-    return shipped | drop_ins(directories)
 
 
 class CollectorStopped(CollectorError):

@@ -20,14 +20,10 @@ from .channel import Channel
 from .holder import HEARTBEATS
 from .runtime import Runtime
 
-__all__ = ("Connection", "Incompatible")
+__all__ = ("Connection",)
 
 # Any request is smaller, as nothing can be written; the kernel wants room for one that writes.
 _BUFFER = 2 << 20
-
-
-class Incompatible(Exception):
-    """This version needs what was not negotiated when the file system was mounted."""
 
 
 class Connection:
@@ -60,6 +56,11 @@ class Connection:
         os.set_blocking(self._theirs, False)
 
     @property
+    def mounted(self) -> bool:
+        """Whether the mount is there: a daemon has served it, or is about to."""
+        return bool(self._answer)
+
+    @property
     def path(self) -> str:
         """What pyfuse3 is to be given as mount point."""
         return f"/dev/fd/{self._theirs}"
@@ -86,7 +87,7 @@ class Connection:
         """Negotiate, and take the connection.
 
         :raises OSError: it cannot be mounted
-        :raises Incompatible: it was negotiated by a version whose needs were others
+        :raises wire.Incompatible: it was negotiated by a version whose needs were others
         """
         if not self._answer:
             self._channel.send({"mount": True})
@@ -95,8 +96,9 @@ class Connection:
         if not self._answer:
             self._channel.send({"answer": answer.hex()})
             self.number = self._receive()["connection"]
+            self._answer = answer
         elif different := wire.differences(self._answer, answer):
-            raise Incompatible(
+            raise wire.Incompatible(
                 f"version {__version__} needs of the connection {', '.join(different)}; "
                 "to run it, unmount and mount anew"
             )

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Iterator
 
 __all__ = (
-    "MIN_BUFFER", "differences", "expects_no_answer", "inval_entry", "inval_inode", "interrupt_before",
-    "resend", "unique", "with_parallel_lookups",
+    "Incompatible", "MIN_BUFFER", "differences", "expects_no_answer", "inval_entry", "inval_inode",
+    "interrupt_before", "resend", "unique", "with_parallel_lookups",
 )  # fmt: skip
 
 # FUSE_MIN_READ_BUFFER; a read with less is refused.
@@ -47,6 +47,10 @@ _PARALLEL_DIROPS = 1 << 18
 # the first is answered, the last one read is not far below the next; interrupts have odd ones.
 _UNIQUE_STEP = 2
 _WINDOW = 65536
+
+
+class Incompatible(Exception):
+    """This version needs what was not negotiated when the file system was mounted."""
 
 
 def unique(request: bytes) -> int:

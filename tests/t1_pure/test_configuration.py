@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cgstatfs import configuration
+from cgstatfs.available import SHIPPED
 from cgstatfs.configuration import ConfigurationError, Settings, key_lines, read_settings
-from cgstatfs.registry import SHIPPED
 
 from ..conftest import REPOSITORY
 from ..documents import DOCS
