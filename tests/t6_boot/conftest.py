@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which machines to boot. Each test boots its own, one at a time."""
+"""Which machines to boot. A test boots its own, or a module has one for all; one runs at a time."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ _ENVIRONMENT = {
 }
 
 # The kernel's last words, and what systemd says of a unit or a file system that it could not end.
-_POWERED_OFF = re.compile(r"reboot: Power down")
+_ENDED = re.compile(r"reboot: (Power down|Restarting system)")
 _UNCLEAN = re.compile(
     r"[Tt]imed out|[Ff]ailed|Sending SIGKILL to PID|not.* unmounted|Unable to finalize"
     r"|still busy|Dependency failed|processes remaining"
@@ -87,12 +87,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Shutdown:
-    """A machine's end.
+    """A machine's end, for good or to boot again.
 
-    :ivar seconds: from the request to QEMU's exit.
+    :ivar seconds: from the request to the kernel's last words, or QEMU's exit.
     :ivar console: the lines in between.
     :ivar trouble: those of them about what did not end by itself, or failed.
-    :ivar clean: whether the kernel powered off, and there was no trouble.
+    :ivar clean: whether the kernel ended it, and there was no trouble.
     """
 
     seconds: float
@@ -171,19 +171,20 @@ class Machine:
             return []
         return _COLOURS.sub("", text).splitlines()
 
-    def reboot(self, *, wait: bool = True, timeout: float = _BOOT_SECONDS) -> None:
+    def reboot(self, *, wait: bool = True, timeout: float = _BOOT_SECONDS) -> Shutdown:
         """Reboot as an administrator does. What was written to the disk is there afterwards.
 
         :param wait: until the boot has ended, and not only until scripts can be run.
         :param timeout: seconds for all of it.
+        :returns: how it ended before.
         """
         deadline = time.monotonic() + timeout
-        before = self._restarts()
-        self._begin = time.monotonic()
+        before = len(self.console())
+        begin = self._begin = time.monotonic()
         self.boot_seconds = None
         self.check("systemctl reboot --no-block")
         # Until then the agent answers that is about to be killed.
-        while self._restarts() == before:
+        while not (end := self._end(before, begin)):
             if time.monotonic() >= deadline:
                 raise self._error(f"did not shut down to reboot within {timeout:g} s")
             self._look()
@@ -191,6 +192,7 @@ class Machine:
         self._wait_for_shell(deadline - time.monotonic())
         if wait:
             self.wait_for_boot(timeout)
+        return end
 
     def shutdown(self, timeout: float = _RUN_SECONDS) -> Shutdown:
         """Power off as an administrator does, and wait for it.
@@ -204,11 +206,24 @@ class Machine:
             status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise self._error(f"did not power off within {timeout:g} s") from None
-        seconds = time.monotonic() - begin
+        end = self._end(before, begin)
+        if not end or status:
+            raise self._error(f"ended in another way than by powering off, status {status}")
+        return end
+
+    def _end(self, before: int, begin: float) -> Shutdown | None:
+        """How it ended, if it has.
+
+        :param before: how many lines the console had when it was asked to.
+        :param begin: when that was.
+        """
         lines = self.console()[before:]
+        last = next((at for at, line in enumerate(lines) if _ENDED.search(line)), None)
+        if last is None:
+            return None
+        del lines[last + 1 :]
         trouble = [line for line in lines if _UNCLEAN.search(line)]
-        off = status == 0 and any(_POWERED_OFF.search(line) for line in lines)
-        return Shutdown(seconds, lines, trouble, off and not trouble)
+        return Shutdown(time.monotonic() - begin, lines, trouble, not trouble)
 
     def _wait_for_shell(self, timeout: float) -> None:
         try:
@@ -216,9 +231,6 @@ class Machine:
         except AgentSilent:
             raise self._error(f"no script could be run within {timeout:g} s") from None
         self.shell_seconds = time.monotonic() - self._begin
-
-    def _restarts(self) -> int:
-        return sum("reboot: Restarting system" in line for line in self.console())
 
     def _look(self) -> None:
         """Raise if the machine will not answer any more."""
