@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +63,8 @@ def _captured_stderr(lines: list[str]) -> Iterator[None]:
     """What anybody, libraries included, writes to descriptor 2 goes to *lines*."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    # In no directory: systemd's sandbox has none to write to.
+    with open(os.memfd_create("stderr"), "w+b") as file:
         os.dup2(file.fileno(), 2)
         try:
             yield
