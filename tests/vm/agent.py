@@ -19,6 +19,8 @@ __all__ = ("Agent", "AgentRefused", "AgentSilent")
 
 # Between looks at whether there is still somebody who can answer, in seconds.
 _LOOK_SECONDS = 1.0
+# Until QEMU takes what is sent to it, which it does when it gets some of the cpus, in seconds.
+_SEND_SECONDS = 60.0
 # For as long a request may go unanswered until another is tried, in seconds.
 _RETRY_SECONDS = 2.0
 _POLL_SECONDS = 0.1
@@ -106,11 +108,13 @@ class Agent:
 
     def _send(self, command: str, arguments: dict[str, object], before: bytes = b"") -> None:
         request = json.dumps({"execute": command, "arguments": arguments}).encode()
+        self._socket.settimeout(_SEND_SECONDS)
         try:
             self._socket.sendall(before + request + b"\n")
         except OSError as error:
             self._look()
             raise AgentSilent(f"{command}: {error}") from None
+        self._socket.settimeout(_LOOK_SECONDS)
 
     def _answer(self, deadline: float) -> dict:
         """Return the next answer; of one that is no answer, nothing."""
