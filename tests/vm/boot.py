@@ -35,8 +35,8 @@ __all__ = ("Link", "Machine", "MachineError", "PROGRAMS", "Result", "Shutdown", 
 PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "setpriv")
 
 # When something hangs; a loaded machine takes its time.
-_BOOT_SECONDS = 600
-_RUN_SECONDS = 300
+_BOOT_SECONDS = 1800
+_RUN_SECONDS = 900
 # Until a script that is told to end has, and the agent has said so.
 _GRACE_SECONDS = 60
 _POLL_SECONDS = 0.5
