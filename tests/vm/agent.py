@@ -20,7 +20,7 @@ __all__ = ("Agent", "AgentRefused", "AgentSilent")
 # Between looks at whether there is still somebody who can answer, in seconds.
 _LOOK_SECONDS = 1.0
 # Until QEMU takes what is sent to it, which it does when it gets some of the cpus, in seconds.
-_SEND_SECONDS = 60.0
+_SEND_SECONDS = 20.0
 # For as long a request may go unanswered until another is tried, in seconds.
 _RETRY_SECONDS = 2.0
 _POLL_SECONDS = 0.1
@@ -62,10 +62,11 @@ class Agent:
         deadline = time.monotonic() + seconds
         while True:
             number = next(self._numbers)
-            # Whoever reads takes what is before 0xff, of a request that was cut off, for an error.
-            self._send("guest-sync-delimited", {"id": number}, b"\xff")
-            until = min(deadline, time.monotonic() + _RETRY_SECONDS)
             try:
+                # Whoever reads takes what is before 0xff, of a request that was cut off, for an
+                # error. Nobody may read for so long that no more can be sent.
+                self._send("guest-sync-delimited", {"id": number}, b"\xff")
+                until = min(deadline, time.monotonic() + _RETRY_SECONDS)
                 while self._answer(until).get("return") != number:
                     pass
                 return
