@@ -264,9 +264,12 @@ def test_a_configuration_that_is_wrong_is_said_at_once(booted: Machine) -> None:
 
 
 def test_the_service_mounts_at_boot(booted: Machine) -> None:
-    booted.check("systemctl enable --now cgstatfs.service; systemctl enable reader.service")
+    """Though the automount, which it excludes, is enabled as well."""
+    booted.check("systemctl enable --now cgstatfs.service")
+    booted.check("systemctl enable reader.service cgstat.automount")
     reboot(booted)
     assert booted.failed_units() == []
+    assert statuses(booted, "cgstat.automount") == ["inactive"]
     assert statuses(booted, "cgstatfs", "cgstat.mount", "reader") == ["active"] * 3
     assert booted.check("cat /var/lib/read").startswith("forks ")
     assert booted.check(f"findmnt -n -o SOURCE,FSTYPE {POINT}").split() == ["cgstatfs", "fuse.cgstatfs"]
@@ -275,7 +278,7 @@ def test_the_service_mounts_at_boot(booted: Machine) -> None:
 
 def test_a_line_of_fstab_mounts_at_boot(booted: Machine) -> None:
     booted.check(
-        f"""systemctl disable cgstatfs.service reader.service
+        f"""systemctl disable cgstatfs.service reader.service cgstat.automount
         sed -i '/fuse.cgstatfs/d' /etc/fstab; echo '{FSTAB_LINE}' >>/etc/fstab"""
     )
     without_daemon(booted)
@@ -300,6 +303,11 @@ def test_mount_umount_and_remount(booted: Machine) -> None:
     booted.check("cgstatfs restart")
     assert "\nrestarts 1\n" in booted.check("cgstatfs status")
     booted.check("systemctl stop cgstat.mount")
+    check_gone(booted)
+    # Both at once, as at a boot where both are enabled.
+    booted.check("systemctl start cgstat.mount cgstatfs.service")
+    assert statuses(booted, "cgstat.mount", "cgstatfs") == ["active", "active"]
+    booted.check("systemctl stop cgstatfs.service")
     check_gone(booted)
     configure(booted, 'engine = "steam"\n')
     refused = booted.run(f"mount {POINT}")
