@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from cgstatfs import mountpoint as mounting
 from cgstatfs.privileges import SERVING
 from cgstatfs.runtime import RUN, Runtime, State
 
-from ..conftest import REPOSITORY, cgstatfs, wait_until
+from ..conftest import REPOSITORY, cgstatfs, wait_until, without_daemon
 from .test_program import check_ended, fails, holder, kill, mount, mountpoint  # noqa: F401
 
 # Above it, as far as these tests see, nobody is waited for.
@@ -40,19 +38,6 @@ def settings(tmp_path: Path) -> Path:
     file = tmp_path / "cgstatfs.toml"
     file.write_text("")
     return file
-
-
-@contextmanager
-def without_daemon(mountpoint: Path, settings: Path) -> Iterator[None]:  # noqa: F811
-    """End the daemon, and let no other come meanwhile."""
-    settings.write_text('engine = "none of them"\n')
-    pid = state(mountpoint).pid
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not state(mountpoint).lives(), "the daemon to end")
-    try:
-        yield
-    finally:
-        settings.write_text("")
 
 
 def waits(*command: str | Path) -> subprocess.Popen[str]:
