@@ -16,7 +16,11 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ("Channel", "Credentials", "credentials", "listen")
+__all__ = ("Channel", "Credentials", "PROTOCOL", "credentials", "listen")
+
+# Of what holder and daemons say to each other, and of what a daemon leaves to the next: files in
+# RUN, node ids, handles, cookies. To be raised where one of another version would take it wrongly.
+PROTOCOL = 1
 
 _MAX_MESSAGE = 128 << 10
 _MAX_DESCRIPTORS = 2

@@ -49,14 +49,19 @@ _TOLD, _FAILED, _NOT_MOUNTED, _UNMOUNTED = 0, 1, 3, 4
 
 
 def _load_collectors(registry: Registry, state: State) -> None:
-    """Load what can be loaded and is not pinned yet; one that cannot does not stop the others."""
+    """Load what can be loaded and is not pinned yet; one that cannot does not stop the others.
+
+    What is pinned and has changed is loaded anew where a mount begins, and else when asked for.
+    """
     registry.take_over()
     wanted = registry.wanted()
     for name in registry.stale(wanted):
         registry.unload(name)
     for name, path in wanted.items():
         try:
-            if name not in state.unloaded and not registry.is_current(name, path):
+            if name in state.unloaded or (state.served > 1 and registry.goes_on(name, path)):
+                continue
+            if not registry.is_current(name, path):
                 registry.install(registry.prepare(path, {}, keep=True))
         except Exception as error:
             registry.failed(name, error)

@@ -264,7 +264,7 @@ class FileSystem(pyfuse3.Operations):
     # Attributes.
 
     def _stat(self, cgroup: Cgroup) -> tuple[os.stat_result, bool]:
-        """A directory's attributes: the last known ones if it is removed."""
+        """A directory's attributes, and whether changes are noticed: the last known if it is removed."""
         if cgroup.alive:
             try:
                 return self._attributes.get(cgroup)
@@ -273,9 +273,12 @@ class FileSystem(pyfuse3.Operations):
                     raise FUSEError(errno.ENAMETOOLONG) from None
                 if error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
-        if cgroup.stat is None:
-            # Removed before this daemon began; the kernel has not been told yet.
-            raise self._gone(cgroup)
+            if cgroup.stat is None:
+                raise self._gone(cgroup)
+        elif cgroup.stat is None:
+            # Removed before this daemon began: who has it open is told what is so of its parent.
+            assert cgroup.parent
+            cgroup.stat, _ = self._stat(cgroup.parent)
         return cgroup.stat, True
 
     def _directory_attributes(self, cgroup: Cgroup) -> EntryAttributes:

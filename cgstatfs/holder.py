@@ -11,7 +11,8 @@ serves, that would wait for the very daemon that it is to provide.
 
     daemon                              holder
     {"hello": VERSION}            ->
-                                  <-    {"taken": N, "init": HEX, "answer": HEX}  device, lock
+                                  <-    {"protocol": PROTOCOL, "taken": N, "watchdog": SECONDS,
+                                         "init": HEX, "answer": HEX}              device, lock
     the first one, with neither:
     {"mount": true}               ->
                                   <-    {"init": HEX}   what the kernel asks a new file system
@@ -47,7 +48,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import journal, mountpoint, wire
-from .channel import Channel, listen
+from .channel import PROTOCOL, Channel, listen
 from .runtime import Runtime
 
 __all__ = ("HEARTBEATS", "main")
@@ -301,7 +302,7 @@ class Holder:
         self._watch(daemon.channel, self._hear)
         self._watch(daemon.pidfd, self._lost)
         welcome = {
-            "taken": self._taken, "watchdog": self._watchdog,
+            "protocol": PROTOCOL, "taken": self._taken, "watchdog": self._watchdog,
             "init": self._init.hex(), "answer": self._answer.hex(),
         }  # fmt: skip
         if self._device is not None:

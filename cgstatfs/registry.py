@@ -31,6 +31,8 @@ __all__ = ("CollectorStopped", "Registry", "request_for")
 
 log = logging.getLogger(__name__)
 
+_CHANGED = "its file has changed since it was loaded; cgstatfs reload --keep replaces it"
+
 
 class CollectorStopped(CollectorError):
     """One was to be replaced and its counts to be kept, and now neither it nor the other runs.
@@ -296,10 +298,31 @@ class Registry:
             if name not in wanted and (loaded.dropped_in or name in self._off)
         ]  # fmt: skip
 
+    def _runs(self, name: str) -> bool:
+        loaded = self._loaded.get(name)
+        return loaded is not None and loaded.links == _links(self._pins / name)
+
+    def goes_on(self, name: str, path: Path) -> bool:
+        """Whether a collector of an earlier daemon runs: then it is left alone.
+
+        Also if its file is another by now, as with another version of the package: while one
+        replaces the other events are missed, and a daemon may come at any time. A note says so.
+        """
+        if not self._runs(name):
+            return False
+        before = self._state.notes.get(name, [])
+        notes = [note for note in before if note != _CHANGED]
+        if not self.is_current(name, path):
+            notes.append(_CHANGED)
+        if notes != before:
+            self._state.notes[name] = self._loaded[name].collector.notes = notes
+            self._changed()
+        return True
+
     def is_current(self, name: str, path: Path) -> bool:
         """Whether a collector was loaded from that file as it is now, and runs."""
         loaded = self._loaded.get(name)
-        if loaded is None or loaded.path != path or loaded.links != _links(self._pins / name):
+        if loaded is None or loaded.path != path or not self._runs(name):
             return False
         try:
             return loaded.digest == _digest(request_for(path, self._engine, self._root_id))

@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,9 +203,12 @@ class Runtime:
         return True
 
     def read_state(self) -> State | None:
+        """What a daemon wrote, perhaps of a later version: what we do not know, we do without."""
+        known = {each.name for each in fields(State)}
         try:
-            return State(**json.loads(self._state_path.read_text()))
-        except (OSError, ValueError, TypeError):
+            found = json.loads(self._state_path.read_text())
+            return State(**{key: value for key, value in found.items() if key in known})
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def write_state(self, state: State) -> None:

@@ -16,7 +16,7 @@ import pyfuse3
 import trio
 
 from . import __version__, wire
-from .channel import Channel
+from .channel import PROTOCOL, Channel
 from .holder import HEARTBEATS
 from .runtime import Runtime
 
@@ -24,6 +24,10 @@ __all__ = ("Connection",)
 
 # Any request is smaller, as nothing can be written; the kernel wants room for one that writes.
 _BUFFER = 2 << 20
+
+
+def _misfit(why: str) -> wire.Incompatible:
+    return wire.Incompatible(f"version {__version__} {why}; to run it, unmount and mount anew")
 
 
 class Connection:
@@ -35,6 +39,7 @@ class Connection:
     :ivar holder: its process id
     :ivar orphaned: it has gone
     :raises OSError: there is no holder
+    :raises wire.Incompatible: the holder is of a version that speaks otherwise; it is told
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -46,6 +51,7 @@ class Connection:
         self.number = 0
         self._channel.send({"hello": __version__})
         welcome = self._receive()
+        self._check_protocol(welcome)
         self.taken: int = welcome["taken"]
         self.watchdog: float = welcome["watchdog"]
         self._init = bytes.fromhex(welcome["init"])
@@ -54,6 +60,16 @@ class Connection:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._theirs = theirs.detach()
         os.set_blocking(self._theirs, False)
+
+    def _check_protocol(self, welcome: dict) -> None:
+        theirs = welcome.get("protocol", 0)
+        if theirs != PROTOCOL:
+            why = _misfit(
+                f"speaks protocol {PROTOCOL}, and the holder (pid {self.holder}), which is of the "
+                f"version that mounted, speaks {theirs}"
+            )
+            self.failed(str(why))
+            raise why
 
     @property
     def mounted(self) -> bool:
@@ -98,10 +114,7 @@ class Connection:
             self.number = self._receive()["connection"]
             self._answer = answer
         elif different := wire.differences(self._answer, answer):
-            raise wire.Incompatible(
-                f"version {__version__} needs of the connection {', '.join(different)}; "
-                "to run it, unmount and mount anew"
-            )
+            raise _misfit(f"needs of the connection {', '.join(different)}")
         else:
             await self._settle()
         os.dup2(self._device, self._theirs, inheritable=False)

@@ -50,7 +50,7 @@ _WINDOW = 65536
 
 
 class Incompatible(Exception):
-    """This version needs what was not negotiated when the file system was mounted."""
+    """This version cannot serve what another one has mounted."""
 
 
 def unique(request: bytes) -> int:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -397,6 +398,23 @@ class Mounted:
         # struct cgstat_entry, then spill, total and pending
         total = size - 2 * value_type.size
         return value_type.format(value_type.unpack(entry[total : total + value_type.size]))
+
+
+@contextmanager
+def without_daemon(mount_point: Path, settings: Path) -> Iterator[None]:
+    """End a mount's daemon, and let no other come meanwhile.
+
+    :param settings: an empty configuration file, with which it was mounted
+    """
+    settings.write_text('engine = "none of them"\n')
+    try:
+        state = Runtime(mount_point).read_state()
+        assert state
+        os.kill(state.pid, signal.SIGKILL)
+        wait_until(lambda: not state.lives(), "the daemon to end")
+        yield
+    finally:
+        settings.write_text("")
 
 
 def let_all_in(path: Path) -> None:

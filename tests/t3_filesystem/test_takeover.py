@@ -29,18 +29,24 @@ KILLS = times(20) if SCALE >= 1 else 2
 
 
 @contextmanager
-def mounted_anew(engine: str, cgroupfs: Path, path: Path, *options: str) -> Iterator[Mounted]:
-    """A mount of the test's own, whose daemons it may kill; nothing of it is left."""
+def mounted_anew(
+    engine: str, cgroupfs: Path, path: Path, *options: str | Path,
+    command: Callable[..., subprocess.CompletedProcess[str]] = cgstatfs,
+) -> Iterator[Mounted]:  # fmt: skip
+    """A mount of the test's own, whose daemons it may kill; nothing of it is left.
+
+    :param command: the ``cgstatfs`` that mounts and unmounts
+    """
     path.mkdir(exist_ok=True)
     # On a loaded machine more time may pass without a daemon than with one.
     options = options or ("-o", "unserved-seconds=3600")
-    done = cgstatfs("mount", "--engine", engine, *options, path)
+    done = command("mount", "--engine", engine, *options, path)
     assert done.returncode == 0, done.stderr
     runtime = Runtime(path)
     try:
         yield Mounted(path, cgroupfs, engine)
     finally:
-        done = cgstatfs("umount", "-l", path)
+        done = command("umount", "-l", path)
         wait_until(lambda: not runtime.pins.exists(), "the holder to end")
         print(runtime.log.read_text() if runtime.log.exists() else "no log")
         runtime.log.unlink(missing_ok=True)

@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cgstatfs.objects import object_path
 from cgstatfs.runtime import RUN, Runtime
 
 from ..conftest import BUILD, cgstatfs, wait_until
@@ -97,6 +99,53 @@ def test_reload(mounted: Path, directory: Path) -> None:
     assert names(mounted) == set()
     on(mounted, "reload")
     assert names(mounted) == {"test.calls"}
+
+
+def test_what_runs_is_replaced_only_when_asked_for(
+    mountpoint: Path, directory: Path, tree: Path, cgroupfs: Path, work: Path  # noqa: F811
+) -> None:
+    """By a reload, or where a mount begins; and not by a daemon that comes in between.
+
+    While one collector replaces another nobody counts, and counting is to go on when a daemon
+    is killed, or upgraded.
+    """
+    file = directory / "proc_events.bpf.o"
+    shutil.copy(object_path("proc_events"), file)
+    mount("--collectors", directory, mountpoint)
+    loaded = []
+
+    def check(count: int) -> str:
+        subprocess.run([work, "fork", tree, "3"], check=True)
+        text = (mountpoint / tree.relative_to(cgroupfs) / "proc.events").read_text()
+        assert text.startswith(f"forks {count}\n")
+        loaded.append(Runtime(mountpoint).read_state().loaded["proc_events"]["digest"])
+        return ok("list")
+
+    def change() -> None:
+        """Into another file of the same meaning: what follows its sections means nothing."""
+        file.write_bytes(file.read_bytes() + b"\n")
+
+    assert "its file has changed" not in check(3)
+    change()
+    on(mountpoint, "restart")
+    assert "note: its file has changed since it was loaded; cgstatfs reload --keep" in check(6)
+    on(mountpoint, "restart")
+    assert check(9).count("its file has changed") == 1
+    assert "proc_events: loaded" in on(mountpoint, "reload", "--keep")
+    assert "its file has changed" not in check(12)
+    change()
+    ok("umount", "--keep-counting", mountpoint)
+    mount("--collectors", directory, mountpoint)
+    assert "its file has changed" not in check(15)
+    first, same, again, reloaded, anew = loaded
+    assert first == same == again and len({first, reloaded, anew}) == 3
+    # What was changed and then put back is as it was.
+    change()
+    on(mountpoint, "restart")
+    assert "its file has changed" in check(18)
+    file.write_bytes(file.read_bytes()[:-1])
+    on(mountpoint, "restart")
+    assert "its file has changed" not in check(21)
 
 
 def test_sighup_reloads(mounted: Path, directory: Path) -> None:

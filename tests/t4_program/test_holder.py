@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cgstatfs import mountpoint as mounting
 from cgstatfs.privileges import SERVING
-from cgstatfs.runtime import Runtime, State
+from cgstatfs.runtime import RUN, Runtime, State
 
-from ..conftest import REPOSITORY, cgstatfs, wait_until
+from ..conftest import REPOSITORY, cgstatfs, wait_until, without_daemon
 from .test_program import check_ended, fails, holder, kill, mount, mountpoint  # noqa: F401
 
 # Above it, as far as these tests see, nobody is waited for.
@@ -39,19 +38,6 @@ def settings(tmp_path: Path) -> Path:
     file = tmp_path / "cgstatfs.toml"
     file.write_text("")
     return file
-
-
-@contextmanager
-def without_daemon(mountpoint: Path, settings: Path) -> Iterator[None]:  # noqa: F811
-    """End the daemon, and let no other come meanwhile."""
-    settings.write_text('engine = "none of them"\n')
-    pid = state(mountpoint).pid
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not state(mountpoint).lives(), "the daemon to end")
-    try:
-        yield
-    finally:
-        settings.write_text("")
 
 
 def waits(*command: str | Path) -> subprocess.Popen[str]:
@@ -134,26 +120,56 @@ def test_a_second_daemon_waits_for_the_first_to_end(mountpoint: Path) -> None:  
         second.communicate()
 
 
-def test_a_version_that_needs_what_was_not_negotiated(
-    mountpoint: Path, tmp_path: Path  # noqa: F811
+@pytest.mark.parametrize(
+    "file, ours, theirs, why",
+    [
+        ("filesystem.py", "writeback_cache = False", "writeback_cache = True",
+         "needs of the connection flags 0x"),
+        ("channel.py", "PROTOCOL = 1\n", "PROTOCOL = 2\n",
+         "speaks protocol 2, and the holder (pid {holder}), which is of the version that mounted, "
+         "speaks 1"),
+    ],
+    ids=["FUSE", "the holder"],
+)  # fmt: skip
+def test_a_version_that_does_not_fit(
+    mountpoint: Path, tmp_path: Path, file: str, ours: str, theirs: str, why: str  # noqa: F811
 ) -> None:
-    """It refuses, and the one that fits goes on."""
+    """It refuses to serve what another one negotiated, and the one that fits goes on."""
     first = mount("-o", "unserved-seconds=3600", mountpoint)
     shutil.copytree(REPOSITORY / "cgstatfs", tmp_path / "other" / "cgstatfs")
-    source = tmp_path / "other" / "cgstatfs" / "filesystem.py"
-    changed = source.read_text().replace(
-        "enable_writeback_cache = False", "enable_writeback_cache = True"
-    )
-    assert changed != source.read_text()
-    source.write_text(changed)
+    source = tmp_path / "other" / "cgstatfs" / file
+    text = source.read_text()
+    assert text.count(ours) == 1
+    source.write_text(text.replace(ours, theirs))
+    before = state(mountpoint)
     other = serve(mountpoint, tmp_path / "other")
     time.sleep(2)
     os.kill(first, signal.SIGKILL)
     _, wrong = other.communicate(timeout=600)
     assert other.returncode == 1
-    assert "needs of the connection flags 0x" in wrong and "unmount and mount anew" in wrong
+    why = why.format(holder=holder(mountpoint))
+    assert why in wrong and "; to run it, unmount and mount anew" in wrong
+    assert "Traceback" not in wrong
     assert (mountpoint / "proc.events").read_text().startswith("forks ")
-    assert "needs of the connection" in Runtime(mountpoint).log.read_text()
+    # Those who may look at the log alone find it there, and what was written for the next is as
+    # it was: of the one that fits.
+    wait_until(lambda: state(mountpoint).served > before.served, "the one that fits")
+    assert why in Runtime(mountpoint).log.read_text()
+    assert state(mountpoint).loaded == before.loaded
+
+
+def test_what_a_later_version_wrote_of_itself(mountpoint: Path) -> None:  # noqa: F811
+    """Going back to an earlier version loses nothing that it knows of."""
+    mount("-o", "unserved-seconds=3600", mountpoint)
+    assert cgstatfs("unload", "--mount", mountpoint, "mm_reclaim").returncode == 0
+    before = state(mountpoint)
+    path = RUN / f"{Runtime(mountpoint).name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"since": 2}))
+    os.kill(before.pid, signal.SIGKILL)
+    wait_until(lambda: state(mountpoint).served > before.served, "the next daemon")
+    os.stat(mountpoint / "proc.events")
+    assert not (mountpoint / "mm.reclaim").exists()
+    assert state(mountpoint).connection == before.connection
 
 
 def test_counting_goes_on_between_mounts(

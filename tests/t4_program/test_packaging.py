@@ -20,7 +20,7 @@ from .test_program import mountpoint  # noqa: F401
 
 _WHEEL_SOURCE = ("MANIFEST.in", "README.md", "bpf", "cgstatfs", "pyproject.toml", "setup.py")
 # pip's way to say: with the setuptools that is installed, and not with PyPI's newest.
-_OFFLINE = os.environ | {"PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}
+OFFLINE = os.environ | {"PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}
 
 
 def _run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def _make(target: str) -> None:
     environment = Path(sys.prefix)
     done = _run(
         "make", "-s", target, f"VENV={environment}", "-o", environment / "installed",
-        cwd=REPOSITORY, env=_OFFLINE,
+        cwd=REPOSITORY, env=OFFLINE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -45,27 +45,39 @@ def _only(pattern: str) -> Path:
 # The wheel
 
 
+def make_wheel() -> Path:
+    _make("wheel")
+    return _only("wheel/*.whl")
+
+
+def make_environment(path: Path) -> Path:
+    """An environment with all that the wheel depends on.
+
+    So that nothing has to be downloaded; pip finds out whether it is all that is needed. This
+    source's own package, editable, is left out.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
+    (packages,) = path.glob("lib/python*/site-packages")
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if "cgstatfs" not in each.name and each.suffix != ".pth":
+            (packages / each.name).symlink_to(each)
+    return path
+
+
+def install_command(environment: Path, wheel: Path) -> list[str | Path]:
+    return [
+        sys.executable, "-m", "pip", "--python", environment / "bin/python",
+        "--disable-pip-version-check", "install", "--root-user-action=ignore", wheel,
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The folder of commands of an environment into which the wheel was installed.
-
-    What the wheel depends on is there already, so that nothing has to be downloaded; pip finds
-    out whether it is all that is needed. This source's own, editable, is left out.
-    """
-    _make("wheel")
-    wheel = _only("wheel/*.whl")
+    """The folder of commands of an environment into which the wheel was installed."""
+    wheel = make_wheel()
     assert wheel.name == f"cgstatfs-{__version__}-py3-none-any.whl"
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if "cgstatfs" not in path.name and path.suffix != ".pth":
-            (packages / path.name).symlink_to(path)
-    python = environment / "bin" / "python"
-    done = _run(
-        sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check",
-        "install", "--root-user-action=ignore", wheel, env=_OFFLINE,
-    )  # fmt: skip
+    environment = make_environment(tmp_path / "environment")
+    done = _run(*install_command(environment, wheel), env=OFFLINE)
     assert done.returncode == 0, done.stdout + done.stderr
     return environment / "bin"
 
@@ -104,7 +116,7 @@ def test_there_is_no_wheel_without_what_is_compiled(tmp_path: Path, missing: str
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     done = _run(
         sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path / "out", tmp_path,
-        env=_OFFLINE,
+        env=OFFLINE,
     )  # fmt: skip
     assert done.returncode == 1
     said = done.stdout + done.stderr

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from cgstatfs import __version__
+
 from ..conftest import REPOSITORY
 from ..vm.boot import Machine, Shutdown
 
 POINT = "/cgstat"
+LATER = "9.8.7"
 FSTAB_LINE = f"cgstatfs {POINT} fuse.cgstatfs defaults,allow_other,nofail 0 0"
 SHIPPED = {"mm.reclaim", "proc.events", "sched.runqlat"}
 _SETTINGS = "/etc/cgstatfs/cgstatfs.toml"
@@ -74,11 +77,27 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def later(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A later version of the package."""
+    tree = tmp_path_factory.mktemp("later") / "tree"
+    subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+    for file in (tree / "DEBIAN/control", tree / "usr/lib/python3/dist-packages/cgstatfs/__init__.py"):
+        text = file.read_text()
+        assert text.count(__version__) == 1
+        file.write_text(text.replace(__version__, LATER))
+    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", tree, tree.parent], check=True)
+    (found,) = tree.parent.glob("*.deb")
+    return found
+
+
+@pytest.fixture(scope="module")
 def booted(
-    machine: Callable[..., AbstractContextManager[Machine]], collector: Path
+    machine: Callable[..., AbstractContextManager[Machine]], collector: Path, package: Path, later: Path
 ) -> Iterator[Machine]:
     files = {
         "/root/mystats.bpf.o": collector,
+        f"/root/{__version__}.deb": package,
+        f"/root/{LATER}.deb": later,
         "/root/fork": _FORK,
         "/root/processes": _PROCESSES,
         "/etc/systemd/system/reader.service": _READER,
@@ -160,6 +179,28 @@ def test_a_restart_and_a_kill_leave_the_mount(booted: Machine) -> None:
     assert main_pid(booted, "cgstatfs-holder") == holder
     booted.check("umount /mnt/bind")
     assert "\nrestarts 2\n" in booted.check("cgstatfs status")
+
+
+def test_another_version_of_the_package(booted: Machine) -> None:
+    """Its daemon serves; the holder goes on, and with it all that is open. There and back."""
+    booted.check(f"systemctl start cgstatfs; sh /root/fork 0; stat {POINT}/known")
+    holder = main_pid(booted, "cgstatfs-holder")
+    for version in (LATER, __version__):
+        before = main_pid(booted)
+        read = booted.check(
+            f"""cd {POINT}/known; exec 9<proc.events; forks=$(head -n 1 proc.events)
+            dpkg -i /root/{version}.deb >&2
+            cat {POINT}/.cgstatfs/version
+            sh /root/fork 10; echo $forks; head -n 1 proc.events; head -n 1 <&9"""
+        )
+        first, *forks = read.splitlines()
+        assert first == version
+        was, by_path, by_descriptor = (int(line.split()[1]) for line in forks)
+        assert by_path == by_descriptor == was + 10
+        assert main_pid(booted) != before
+        assert main_pid(booted, "cgstatfs-holder") == holder
+        assert statuses(booted, "cgstatfs", "cgstat.mount") == ["active", "active"]
+    assert booted.failed_units() == []
 
 
 def test_all_that_is_asked_of_a_daemon_works_in_the_sandbox(booted: Machine) -> None:
