@@ -2,8 +2,8 @@
 """A long life in short: cgroups come and go by the thousand while files are read.
 
 CGSTATFS_TEST_SCALE=50 makes it 100,000 of them, about as many as a busy machine sees in a day.
-Then a leak of 50 bytes for each is found; in the default size one of about 1 kB, and any of an
-entry, a descriptor or a watch.
+Then a leak of 32 bytes for each is found; in the default size one of 1 kB, and any of an entry, a
+descriptor or a watch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ SHORT_LIVED = times(2_000) // BATCHES // 2
 READ = times(2_000) // BATCHES - SHORT_LIVED
 FORKING = 20
 FORKS = SHORT_LIVED + len(range(0, READ, FORKING))
-# Bytes of memory that Python may take more for no reason, and that are a leak, for each cgroup.
-NOISE, LEAK = 1 << 20, 50
+# Bytes of memory that may be more for no reason, of which Python takes a lot at once; and bytes for
+# each cgroup that are no leak yet.
+NOISE, LEAK = 1 << 20, 20
 # What the daemon writes down of each cgroup that the kernel was told of, and how many lines of
 # the dead it leaves; see known.py.
 KNOWN_LINE, KNOWN_LINES = 40, 3 * 4096
