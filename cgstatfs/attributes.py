@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 
 from . import inotify
@@ -20,13 +21,16 @@ __all__ = ("Attributes",)
 
 log = logging.getLogger(__name__)
 
+# How long nothing more is said of a queue that overflowed.
+_SAID_SECONDS = 60.0
+
 _MASK = inotify.ATTRIB | inotify.ONLYDIR | inotify.DONT_FOLLOW
 
 
 class Attributes:
     """Attributes of directories.
 
-    :param changed: called with each cgroup whose attributes changed
+    :param changed: called with each cgroup whose owner, group or mode changed
     """
 
     def __init__(self, hierarchy: Hierarchy, changed: Callable[[Cgroup], None]) -> None:
@@ -36,6 +40,7 @@ class Attributes:
         self._cgroup_of: dict[int, Cgroup] = {}
         self._watch_of: dict[int, int] = {}
         self._limit_hit = False
+        self._said_overflow = -_SAID_SECONDS
         hierarchy.on_change(self._unwatch_removed)
 
     @property
@@ -87,22 +92,30 @@ class Attributes:
             pass  # It went with the directory.
 
     def drain(self) -> None:
-        """Report what has changed."""
-        for event in self._inotify.read():
-            if event.mask & inotify.Q_OVERFLOW:
-                self._report_all()
-                continue
-            cgroup = self._cgroup_of.get(event.watch)
-            if cgroup is None:
-                continue
-            if event.name:
-                cgroup = cgroup.children.get(event.name)
-            if cgroup is not None:
-                cgroup.stat_current = False
-                self._changed(cgroup)
+        """Report what has changed.
+
+        Hundreds of changes at most: who makes more of them all the time is not waited for.
+        """
+        for event in dict.fromkeys(self._inotify.read()):
+            self._report(event)
+
+    def _report(self, event: inotify.Event) -> None:
+        if event.mask & inotify.Q_OVERFLOW:
+            self._report_all()
+            return
+        cgroup = self._cgroup_of.get(event.watch)
+        if cgroup is not None and event.name:
+            cgroup = cgroup.children.get(event.name)
+        if cgroup is not None:
+            cgroup.stat_current = False
+            self._changed(cgroup)
 
     def _report_all(self) -> None:
-        log.warning("inotify's queue overflowed; reading all attributes anew")
+        # Once in a while: who owns two cgroups can have it happen all the time.
+        now = time.monotonic()
+        if now - self._said_overflow >= _SAID_SECONDS:
+            self._said_overflow = now
+            log.warning("inotify's queue overflowed; reading all attributes anew")
         for cgroup in self._hierarchy.by_id.values():
             cgroup.stat_current = False
             self._changed(cgroup)

@@ -166,7 +166,6 @@ class _Daemon:
         self.runtime = runtime
         self.ended = False
         self.connection = connection
-        self.teller = teller
         cgroupfs, root = find_root(settings)
         previous = runtime.read_state()
         engine, reason = _choose(settings, previous)
@@ -180,14 +179,14 @@ class _Daemon:
         self.events = CgroupEvents(self.hierarchy)
         stack.callback(self.events.close)
         self.invalidator = Invalidator(self.hierarchy, teller)
-        self.attributes = Attributes(self.hierarchy, self.invalidator.attributes_changed)
+        self.attributes = Attributes(self.hierarchy, self.invalidator.permissions_changed)
         stack.callback(self.attributes.close)
         known, open_files = Known(runtime.known, self.hierarchy), OpenFiles(runtime.open_files)
         stack.callback(known.close)
         stack.callback(open_files.close)
         self.file_system = FileSystem(
-            self.hierarchy, self.attributes, self.events.drain, known, open_files,
-            open_files_per_user=settings.open_files_per_user,
+            self.hierarchy, self.attributes, self.events.drain, self.invalidator, known,
+            open_files, open_files_per_user=settings.open_files_per_user,
             snapshot_memory=settings.snapshot_memory,
         )  # fmt: skip
         self.registry = Registry(
@@ -204,19 +203,18 @@ class _Daemon:
     def _changed(self) -> None:
         self.runtime.write_state(self.state)
 
-    def _take_over(self) -> None:
-        """What the daemons before told the kernel holds for this one."""
-        gone = self.file_system.recover()
-        if self.connection.taken > 1:
-            self.invalidator.taken_over(gone, self.hierarchy)
-
     async def serve(self, ready: Callable[[State], None]) -> None:
-        """Serve until unmounted or told to stop."""
-        self._take_over()
+        """Serve until unmounted or told to stop.
+
+        What the daemons before told the kernel holds for this one.
+        """
+        gone = self.file_system.recover()
         await self.connection.begin()
         self.state.connection = self.connection.number or self.state.connection
         self._changed()
-        self.teller.begin(self.connection.descriptor)
+        self.invalidator.begin(self.connection.descriptor)
+        if self.connection.taken > 1:
+            self.invalidator.taken_over(gone, self.hierarchy)
         async with trio.open_nursery() as nursery:
 
             def reload() -> None:
@@ -227,7 +225,9 @@ class _Daemon:
                 (_end_gone, self.registry),
                 (_follow, self.events.fd, self.events.drain),
                 (_follow, self.attributes.fd, self.attributes.drain),
-                (self.invalidator.run,),
+                (self.invalidator.tell_names,),
+                (self.invalidator.tell_links,),
+                (self.invalidator.tell_permissions, self.attributes.drain),
                 (self.connection.keep_alive,),
                 (_mourn, self.connection),
             ):

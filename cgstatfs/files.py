@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .collectors import CollectorError
 
-__all__ = ("FileRefused", "check_trusted", "read_collector", "read_regular")
+__all__ = ("FileRefused", "read_collector", "read_regular")
 
 _MAX_COLLECTOR = 64 << 20
 
@@ -18,22 +18,35 @@ class FileRefused(Exception):
     """A file is not taken; the message has the reason and the way out, without the path."""
 
 
-def check_trusted(status: os.stat_result) -> None:
-    """Refuse what somebody else than root could have written: root is going to act on it.
-
-    :raises FileRefused: somebody could
-    """
+def _check_trusted(status: os.stat_result) -> None:
+    """Refuse what somebody else than root could have written: root is going to act on it."""
     if status.st_uid:
         raise FileRefused(f"is owned by user {status.st_uid}, and not by root; chown root")
     if status.st_mode & 0o022:
         raise FileRefused("others than root can write to it; chmod go-w")
 
 
+def _check_place(path: Path) -> None:
+    """Refuse what is where somebody else than root could put another file of root's; a link, too."""
+    for directory in (path.parent, Path(os.path.realpath(path)).parent):
+        status = os.stat(directory)
+        if status.st_uid:
+            raise FileRefused(
+                f"is in {directory}, which is owned by user {status.st_uid}, and not by root; move "
+                "it to a directory of root's"
+            )
+        # In /tmp, say, it can be replaced by its owner alone.
+        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+            raise FileRefused(
+                f"is in {directory}, to which others than root can write; chmod go-w {directory}"
+            )
+
+
 def read_regular(path: Path, limit: int, *, trusted: bool) -> bytes:
     """The contents of a regular file.
 
     :param limit: its largest size in bytes, a multiple of 1024
-    :param trusted: refuse what others than root could have written
+    :param trusted: refuse what others than root could have written, or put there
     :raises FileRefused: it is no such file
     :raises OSError: it cannot be read
     """
@@ -44,7 +57,8 @@ def read_regular(path: Path, limit: int, *, trusted: bool) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise FileRefused("is not a regular file")
         if trusted:
-            check_trusted(status)
+            _check_trusted(status)
+            _check_place(path)
         data = _read(fd, limit)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -67,7 +81,7 @@ def _read(fd: int, limit: int) -> bytes:
 def read_collector(path: Path, *, trusted: bool = False) -> bytes:
     """The contents of a collector's file.
 
-    :param trusted: refuse what others than root could have written
+    :param trusted: as in :func:`read_regular`
     :raises CollectorError: it is none; with the reason, without the path
     :raises OSError: it cannot be read
     """

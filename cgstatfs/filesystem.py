@@ -8,6 +8,8 @@ file a function that reads it. What handlers follow:
   was asked. No handler awaits anything: requests are answered one at a time, in order.
 - Directories are cached by the kernel for as long as they live, and invalidated when they go
   or change. Files are not: each path walk asks for them, and is told their length.
+- Who opens what the kernel let them come to, by an owner or mode that has changed and may not
+  let them, gets ``ESTALE``, too: once, and then the kernel checks anew.
 - What names a removed cgroup gets ``ESTALE`` if the path leads to another one by now (the
   kernel then walks it anew), else ``ENOENT``.
 """
@@ -32,6 +34,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from . import nodes
 from .attributes import Attributes
 from .hierarchy import Cgroup, Hierarchy
+from .invalidation import Invalidator
 from .known import Known
 from .openfiles import OpenFiles
 
@@ -130,6 +133,7 @@ class FileSystem(pyfuse3.Operations):
     :param hierarchy: the cgroups
     :param attributes: of their directories
     :param drain: brings *hierarchy* up to date
+    :param invalidator: has the kernel told of what it has cached and changed
     :param known: what the kernel has been told of
     :param slots: the open files, as the next daemon finds them
     :param open_files_per_user: how many files a user other than root can have open; fewer than
@@ -145,12 +149,14 @@ class FileSystem(pyfuse3.Operations):
 
     def __init__(
         self, hierarchy: Hierarchy, attributes: Attributes, drain: Callable[[], None],
-        known: Known, slots: OpenFiles, *, open_files_per_user: int, snapshot_memory: int,
+        invalidator: Invalidator, known: Known, slots: OpenFiles, *,
+        open_files_per_user: int, snapshot_memory: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self._hierarchy = hierarchy
         self._attributes = attributes
         self._drain = drain
+        self._invalidator = invalidator
         self._known = known
         self._slots = slots
         self._files: dict[bytes, _File] = {}
@@ -261,6 +267,22 @@ class FileSystem(pyfuse3.Operations):
         other = self._hierarchy.resolve(cgroup.names)
         return FUSEError(errno.ESTALE if other else errno.ENOENT)
 
+    def _check_walk(self, cgroup: Cgroup, ctx: RequestContext) -> None:
+        """Before a directory, or a file in it, is opened."""
+        if not cgroup.alive:
+            raise self._gone(cgroup)
+        self._attributes.drain()
+        recent = self._invalidator.recent(cgroup)
+        doubtful = [each for each in recent if not self._lets_in(each, ctx.uid)]
+        if doubtful and self._invalidator.turns_back(doubtful, ctx.pid):
+            raise FUSEError(errno.ESTALE)
+
+    def _lets_in(self, cgroup: Cgroup, user: int) -> bool:
+        """Whether a user may pass and list a directory, whatever their groups and capabilities."""
+        status, _ = self._stat(cgroup)
+        bits = 0o500 if user == status.st_uid else 0o055
+        return status.st_mode & bits == bits
+
     # Attributes.
 
     def _stat(self, cgroup: Cgroup) -> tuple[os.stat_result, bool]:
@@ -344,6 +366,8 @@ class FileSystem(pyfuse3.Operations):
             return self._about_attributes()
         if nodes.is_file(node) or nodes.is_about(node):
             return self._file_attributes(*self._cgroup_and_file(node, unloaded=True))
+        # Who may not pass by what the kernel has cached is let ask, and should know.
+        self._attributes.drain()
         entry = self._directory_attributes(self._cgroup(node))
         if node == nodes.ROOT:
             entry.st_ino = self._hierarchy.root.id
@@ -404,9 +428,7 @@ class FileSystem(pyfuse3.Operations):
     def opendir(self, node: int, ctx: RequestContext) -> int:
         if node == nodes.ABOUT:
             return node
-        cgroup = self._cgroup(node)
-        if not cgroup.alive:
-            raise self._gone(cgroup)
+        self._check_walk(self._cgroup(node), ctx)
         return node
 
     @_guarded
@@ -481,8 +503,7 @@ class FileSystem(pyfuse3.Operations):
     @_guarded
     def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
         cgroup, file = self._cgroup_and_file(node)
-        if not cgroup.alive:
-            raise self._gone(cgroup)
+        self._check_walk(cgroup, ctx)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
         if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:

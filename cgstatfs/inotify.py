@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ DONT_FOLLOW = 0x2000000
 
 # struct inotify_event, without the name: wd, mask, cookie, len
 _EVENT = struct.Struct("=iIII")
-_BUFFER = 65536
+_BUFFER = 16384
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,6 +51,8 @@ class Inotify:
 
     def __init__(self) -> None:
         self._fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
 
     def fileno(self) -> int:
         return self._fd
@@ -69,10 +72,10 @@ class Inotify:
 
     def read(self) -> list[Event]:
         """The events that there are, up to a buffer full; with more, it polls readable again."""
-        try:
-            data = os.read(self._fd, _BUFFER)
-        except BlockingIOError:
+        # A read that finds nothing costs three times as much, and that is the common case.
+        if not self._poll.poll(0):
             return []
+        data = os.read(self._fd, _BUFFER)
         events = []
         offset = 0
         while offset < len(data):

@@ -283,15 +283,18 @@ def test_collectors_in_force(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "owner", "reason"),
+    ("mode", "owner", "reason", "place"),
     [
-        (0o664, 0, "others than root can write to it; chmod go-w"),
-        (0o646, 0, "others than root can write to it; chmod go-w"),
-        (0o644, 65534, "is owned by user 65534, and not by root; chown root"),
+        (0o664, 0, "others than root can write to it; chmod go-w",
+         "to which others than root can write; chmod go-w"),
+        (0o646, 0, "others than root can write to it; chmod go-w",
+         "to which others than root can write; chmod go-w"),
+        (0o644, 65534, "is owned by user 65534, and not by root; chown root",
+         "which is owned by user 65534, and not by root; move it to a directory of root's"),
     ],
-)
+)  # fmt: skip
 def test_others_files_are_refused(
-    write: Write, tmp_path: Path, mode: int, owner: int, reason: str
+    write: Write, tmp_path: Path, mode: int, owner: int, reason: str, place: str
 ) -> None:
     file = write("")
     assert read_settings(file, {}) == Settings()
@@ -303,7 +306,8 @@ def test_others_files_are_refused(
     # Its directory, too, where a mode needs to let others in.
     tmp_path.chmod(mode | 0o111)
     os.chown(tmp_path, owner, 0)
-    assert wrong(file) == [f"{tmp_path}: {reason}"]
+    (error,) = wrong(file)
+    assert error.startswith(f" is in {tmp_path}, {place}")
 
 
 def test_where_a_link_leads_is_looked_at(write: Write, tmp_path: Path) -> None:
@@ -318,7 +322,12 @@ def test_where_a_link_leads_is_looked_at(write: Write, tmp_path: Path) -> None:
     file.chmod(0o644)
     for each in (directory, tmp_path):
         each.chmod(0o777)
-        assert wrong(link) == [f"{each}: others than root can write to it; chmod go-w"]
+        assert wrong(link) == [
+            f" is in {each}, to which others than root can write; chmod go-w {each}"
+        ]
+        # As /tmp: nobody can put another there.
+        each.chmod(0o1777)
+        assert read_settings(link, {}) == Settings()
         each.chmod(0o755)
 
 

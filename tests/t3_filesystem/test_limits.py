@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ..conftest import Mounted, cgstatfs, let_all_in, wait_until
+from ..conftest import Mounted, cgstatfs, let_all_in, times, wait_for_exits, wait_until
 
 ONE_ENGINE = True
 
@@ -149,3 +151,114 @@ def test_one_users_open_files_are_bounded(mounted: Mounted, tree: Path, alive: N
     reader = ["cat", path]
     result = subprocess.run(reader, user=65534, group=65534, extra_groups=[], capture_output=True)
     assert result.stdout.startswith(b"forks ")
+
+
+# Each waits for all to be there; then all open and read at once.
+_CROWD = """
+import os, sys
+path, count = sys.argv[1], int(sys.argv[2])
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+start, wrong = os.pipe(), 0
+for number in range(count):
+    if not os.fork():
+        os.close(start[1])
+        os.read(start[0], 1)
+        with open(path, "rb", buffering=0) as file:
+            text = file.read()
+        os._exit(text != os.fsencode(sys.argv[3]))
+os.close(start[1])
+for number in range(count):
+    wrong += os.wait()[1] != 0
+print(wrong)
+"""
+
+
+@pytest.mark.on_host
+def test_a_thousand_readers_at_once(
+    mounted: Mounted, tree: Path, work: Path, alive: None
+) -> None:
+    """Of a user's: each gets the whole text, and so does who reads meanwhile."""
+    path = mounted.of(tree) / "sched.runqlat"
+    subprocess.run([work, "fork", tree, "3"], check=True)
+    wait_for_exits((mounted.of(tree) / "proc.events").read_bytes, 4)
+    text = path.read_text()
+    command = ["/usr/bin/python3", "-c", _CROWD, path, "1000", text]
+    crowd = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Root's turn comes meanwhile, too.
+    while crowd.poll() is None:
+        assert path.read_text() == text
+    assert crowd.stdout.read() == "0\n"
+
+
+def _pause_in(path: Path, count: int) -> subprocess.Popen[bytes]:
+    """Somebody who has opened a file so often, read a byte of each, and stops there."""
+    script = (
+        "import os, signal, sys\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "files = [open(sys.argv[1], 'rb', buffering=0) for _ in range(int(sys.argv[2]))]\n"
+        "for file in files: file.read(1)\n"
+        "print(flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "assert all(len(file.read()) > 100 for file in files)\n"
+    )
+    slow = subprocess.Popen(
+        ["/usr/bin/python3", "-c", script, path, str(count)], stdout=subprocess.PIPE
+    )
+    assert slow.stdout.readline() == b"\n"
+    return slow
+
+
+def test_slow_readers_delay_nobody(mounted: Mounted, tree: Path) -> None:
+    """Hundreds that stopped in the middle of a text: others read as before."""
+    path = mounted.of(tree) / "sched.runqlat"
+
+    def fastest() -> float:
+        best = float("inf")
+        for _ in range(times(100)):
+            start = time.perf_counter()
+            path.read_bytes()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    alone, beside = [], []
+    for _ in range(3):
+        alone.append(fastest())
+        slow = _pause_in(path, times(500))
+        try:
+            beside.append(fastest())
+        finally:
+            slow.send_signal(signal.SIGCONT)
+            # They go on where they were.
+            slow.communicate()
+        assert slow.returncode == 0
+    assert min(beside) < 2 * min(alone), (alone, beside)
+
+
+@pytest.mark.on_host
+@pytest.mark.log("inotify's queue overflowed")
+def test_who_changes_modes_all_the_time(mounted: Mounted, tree: Path, alive: None) -> None:
+    """Somebody to whom cgroups were given, and who does nothing else: others read on."""
+    script = (
+        "import os, sys\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    for mode in 0o700, 0o755:\n"
+        "        for path in sys.argv[1:]: os.chmod(path, mode)\n"
+    )
+    theirs = [tree / "a", tree / "b"]
+    for path in theirs:
+        path.mkdir()
+        os.chown(path, 65534, 65534)
+        (mounted.of(path) / "proc.events").read_bytes()
+    busy = subprocess.Popen(["/usr/bin/python3", "-c", script, *theirs], stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout.readline() == b"\n"
+        for _ in range(times(200)):
+            assert (mounted.of(tree) / "proc.events").read_bytes().startswith(b"forks ")
+    finally:
+        busy.kill()
+        busy.communicate()
+    # And what they made last is known.
+    for path in theirs:
+        wait_until(lambda: mounted.of(path).stat().st_mode == path.stat().st_mode, "the mode")  # noqa: B023

@@ -223,19 +223,6 @@ def test_listing_while_cgroups_come_and_go(mounted: Mounted, tree: Path, work: P
     assert churner.returncode == 0
 
 
-def test_private_directories_stay_private(mounted: Mounted, tree: Path) -> None:
-    a = tree / "a"
-    a.mkdir()
-    a.chmod(0o700)
-    os.chown(a, 1, 1)
-    for user, allowed in ((1, True), (65534, False)):
-        for path in (a / "cgroup.procs", mounted.of(a) / "proc.events"):
-            result = subprocess.run(["cat", path], user=user, group=user, extra_groups=[],
-                                    capture_output=True)  # fmt: skip
-            assert (result.returncode == 0) == allowed, path
-            assert allowed or b"Permission denied" in result.stderr
-
-
 def changes(path: Path) -> list[tuple[str, object]]:
     """Everything that would change something, as functions."""
     directory, file, new = path, path / "proc.events", path / "new"

@@ -192,9 +192,18 @@ def test_mmap(mounted: Mounted, tree: Path, work: Path, alive: None) -> None:
 
 
 def test_statfs(mounted: Mounted) -> None:
+    """As cgroupfs's, but for the number and the flags of the mount; so df leaves it out."""
     status, theirs = os.statvfs(mounted.path), os.statvfs(mounted.cgroupfs)
-    assert (status.f_blocks, status.f_bfree, status.f_files) == (0, 0, 0)
-    assert status.f_namemax == theirs.f_namemax
+    for name in dir(status):
+        if name.startswith("f_") and name not in ("f_flag", "f_fsid"):
+            assert getattr(status, name) == getattr(theirs, name), name
+    assert status.f_flag & os.ST_RDONLY
+    listed = {
+        option: subprocess.run(["df", *option], capture_output=True, text=True).stdout
+        for option in ((), ("--all",))
+    }
+    assert f" {mounted.path}\n" in listed[("--all",)]
+    assert f" {mounted.path}\n" not in listed[()]
 
 
 def test_ids_in_the_map_agree(mounted: Mounted, tree: Path, work: Path) -> None:

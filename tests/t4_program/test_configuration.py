@@ -111,7 +111,10 @@ def test_the_file_in_its_place(tmp_path: Path) -> None:
     )
     assert 'engine = "standalone"    (/etc/cgstatfs/cgstatfs.toml:1)\n' in result.stdout
     assert result.returncode == 1
-    assert result.stderr == "cgstatfs: /etc/cgstatfs: others than root can write to it; chmod go-w\n"
+    assert result.stderr == (
+        "cgstatfs: /etc/cgstatfs/cgstatfs.toml: is in /etc/cgstatfs, to which others than root can "
+        "write; chmod go-w /etc/cgstatfs\n"
+    )
 
 
 def test_what_is_wrong_with_a_file(mountpoint: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -198,7 +198,20 @@ def test_others_files_are_refused(mounted: Path, directory: Path) -> None:
         assert why in refused(mounted, "load", path)
         # Nor is it tried.
         assert f"collector one: cannot be used: {path}: {why}" in ok("check", "--collectors", directory)
+    path.chmod(0o644)
+    os.chown(path, 0, 0)
+    link = directory.parent / "link.bpf.o"
+    link.symlink_to(path)
+    for place in (path, link):
+        directory.chmod(0o775)
+        assert f"is in {directory}, to which others than root can write" in refused(mounted, "load", place)
+        directory.chmod(0o755)
+        os.chown(directory, 65534, 0)
+        assert f"is in {directory}, which is owned by user 65534" in refused(mounted, "load", place)
+        assert "one: cannot be used" in ok("check", "--collectors", directory)
+        os.chown(directory, 0, 0)
     assert names(mounted) == set()
+    on(mounted, "load", link)
 
 
 def test_what_would_wait_for_the_mount_itself(mounted: Path, directory: Path) -> None:
