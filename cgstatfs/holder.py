@@ -70,6 +70,7 @@ class _Daemon:
     """A process that has asked for the connection, or serves.
 
     :ivar heard: when it was last heard, by the monotonic clock
+    :ivar leaving: it has said its last
     """
 
     def __init__(self, channel: Channel, pidfd: int) -> None:
@@ -77,6 +78,7 @@ class _Daemon:
         self.pidfd = pidfd
         self.pid = channel.pid
         self.ready = False
+        self.leaving = False
         self.heard = time.monotonic()
 
     def kill(self, number: int) -> None:
@@ -361,6 +363,7 @@ class Holder:
             if not self._answer:
                 self._fail(message["failed"])
         elif "unmounted" in message:
+            daemon.leaving = True
             self._finish()
         return True
 
@@ -461,9 +464,13 @@ class Holder:
         self._runtime.remove(keep_counting=self._keep)
 
     def _end_daemon(self, daemon: _Daemon) -> None:
-        """It ends by itself, having met the end of the connection, or is made to."""
+        """It ends by itself, having met the end of the connection, or is made to.
+
+        How it ended is what a service manager goes by, so that who is on the way is let go.
+        """
         daemon.kill(signal.SIGTERM)
-        if not select.select([daemon.pidfd], [], [], _GRACE_SECONDS)[0]:
+        grace = self._watchdog if daemon.leaving else _GRACE_SECONDS
+        if not select.select([daemon.pidfd], [], [], grace)[0]:
             daemon.kill(signal.SIGKILL)
             select.select([daemon.pidfd], [], [])
         daemon.close()
