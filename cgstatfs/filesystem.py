@@ -227,8 +227,12 @@ class FileSystem(pyfuse3.Operations):
     # What node ids and handles stand for.
 
     def _on_change(self, cgroup: Cgroup) -> None:
-        if not cgroup.alive and cgroup.lookups:
+        if cgroup.alive:
+            return
+        if cgroup.lookups:
             self._removed[cgroup.id] = cgroup
+        elif cgroup.uncounted:
+            self._known.forget(cgroup)
 
     def _cgroup(self, node: int) -> Cgroup:
         """The cgroup of a directory, which may have been removed."""
@@ -416,11 +420,13 @@ class FileSystem(pyfuse3.Operations):
             cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
             if cgroup is None:
                 continue
-            # What earlier daemons told was not counted.
             cgroup.lookups = max(0, cgroup.lookups - count)
             if not cgroup.lookups:
-                self._known.forget(cgroup)
                 self._removed.pop(node, None)
+                # What it forgets may be what an earlier daemon told, which was not counted, with
+                # an answer of ours on its way to it.
+                if not (cgroup.uncounted and cgroup.alive):
+                    self._known.forget(cgroup)
 
     # Directories.
 

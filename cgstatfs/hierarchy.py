@@ -76,9 +76,13 @@ class Cgroup:
     :ivar stat: its directory's attributes when they were last asked for
     :ivar stat_current: whether they still hold, as far as is known
     :ivar lookups: references that the kernel holds on its directory in the mount
+    :ivar uncounted: it may hold more, as an earlier daemon told of it
     """
 
-    __slots__ = ("id", "parent", "name", "children", "alive", "stat", "stat_current", "lookups", "_ordered")
+    __slots__ = (
+        "id", "parent", "name", "children", "alive", "stat", "stat_current", "lookups", "uncounted",
+        "_ordered",
+    )  # fmt: skip
 
     def __init__(self, id: int, parent: Cgroup | None, name: bytes) -> None:
         self.id = id
@@ -89,6 +93,7 @@ class Cgroup:
         self.stat: os.stat_result | None = None
         self.stat_current = False
         self.lookups = 0
+        self.uncounted = False
         self._ordered: list[Cgroup] | None = None
 
     @property

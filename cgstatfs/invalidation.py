@@ -114,7 +114,7 @@ class Invalidator:
         self._teller.begin(device)
 
     def _cached(self, cgroup: Cgroup) -> bool:
-        return cgroup.lookups > 0 or cgroup is self._root
+        return cgroup.lookups > 0 or cgroup.uncounted or cgroup is self._root
 
     def _node(self, cgroup: Cgroup) -> int:
         return nodes.ROOT if cgroup is self._root else cgroup.id
@@ -183,10 +183,11 @@ class Invalidator:
             self._on_removal = trio.Event()
             removed, self._removed = self._removed, {}
             for cgroup in removed.values():
-                if not self._known_anew(cgroup):
-                    # Not FUSE_NOTIFY_DELETE: who is just on the way through the directory would
-                    # get ENOENT, though the path leads to a cgroup made anew.
-                    await told.send(wire.inval_entry(self._node(cgroup.parent), cgroup.name))
+                # Not FUSE_NOTIFY_DELETE: who is just on the way through the directory would get
+                # ENOENT, though the path leads to a cgroup made anew.
+                await told.send(wire.inval_entry(
+                    self._node(cgroup.parent), cgroup.name, expire=self._known_anew(cgroup)
+                ))  # fmt: skip
 
     async def tell_links(self) -> None:
         """Tell the kernel of directories in which cgroups came or went, until cancelled."""
@@ -226,6 +227,9 @@ class Invalidator:
 
     @staticmethod
     def _known_anew(cgroup: Cgroup) -> bool:
-        """The kernel looked the name up again, and knows the cgroup made anew under it."""
+        """The kernel looked the name up again, and knows the cgroup made anew under it.
+
+        Or it did, and who listed the directory before has put the old one in its place since.
+        """
         successor = cgroup.parent.children.get(cgroup.name)
         return successor is not None and successor.lookups > 0

@@ -7,20 +7,20 @@ directory is written down before the first answer that tells of it: one that was
 told of is invalidated for nothing, which harms nobody.
 
 A file of lines, appended to: a cgroup's id, its parent's, and its name, which has no newline (see
-``cgroup_mkdir()`` in kernel/cgroup/cgroup.c, 6.12). A line that a kill has cut short is the last.
+``cgroup_mkdir()`` in kernel/cgroup/cgroup.c, 6.12); or the id alone, of one that the kernel has
+forgotten again. A line that a kill has cut short is the last.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from .hierarchy import Cgroup, Hierarchy
 
 __all__ = ("Known",)
 
-# Lines of the dead in excess of those of the living before it is written anew.
+# Lines in excess of those of what is known before it is written anew.
 _SLACK = 4096
 
 
@@ -49,7 +49,7 @@ class Known:
         :returns: the cgroups among that which are gone
         """
         gone: dict[int, Cgroup] = {}
-        for id, parent_id, name in self._read():
+        for id, (parent_id, name) in self._read().items():
             cgroup = self._hierarchy.by_id.get(id)
             if cgroup is None:
                 # A parent precedes its children.
@@ -57,39 +57,52 @@ class Known:
                 cgroup = gone[id] = Cgroup(id, parent or self._hierarchy.root, name)
                 cgroup.alive = False
             cgroup.lookups += 1
+            cgroup.uncounted = True
             self._ids.add(id)
         # Also for the sake of a line that was cut short.
         self.compact()
         return list(gone.values())
 
-    def _read(self) -> Iterator[tuple[int, int, bytes]]:
+    def _read(self) -> dict[int, tuple[int, bytes]]:
+        """Parents' ids and names, by id."""
+        found = {}
         with open(self._path, "rb") as file:
             for line in file:
-                id, _, rest = line.partition(b" ")
+                if not line.endswith(b"\n"):
+                    break
+                id, _, rest = line[:-1].partition(b" ")
                 parent, _, name = rest.partition(b" ")
-                if name.endswith(b"\n"):
-                    yield int(id), int(parent), name[:-1]
+                if name:
+                    found[int(id)] = int(parent), name
+                else:
+                    found.pop(int(id), None)
+        return found
 
     def add(self, cgroup: Cgroup) -> None:
         """Before the kernel is told of a directory."""
         if cgroup.id in self._ids or cgroup.parent is None:
             return
         self._ids.add(cgroup.id)
-        os.write(self._file, _line(cgroup))
+        self._append(_line(cgroup))
+
+    def forget(self, cgroup: Cgroup) -> None:
+        """The kernel does not refer to it any more."""
+        if cgroup.id in self._ids:
+            self._ids.remove(cgroup.id)
+            self._append(b"%d\n" % cgroup.id)
+
+    def _append(self, line: bytes) -> None:
+        os.write(self._file, line)
         self._lines += 1
         if self._lines > 2 * len(self._ids) + _SLACK:
             self.compact()
 
-    def forget(self, cgroup: Cgroup) -> None:
-        """The kernel does not refer to it any more. Its line stays until there are too many."""
-        self._ids.discard(cgroup.id)
-
     def compact(self) -> None:
         """Write it anew with what is known: removed ones too, which may be in somebody's path."""
         new = self._path.with_suffix(".new")
-        lines = [line for line in self._read() if line[0] in self._ids]
+        lines = self._read()
         with open(new, "wb") as file:
-            for id, parent, name in lines:
+            for id, (parent, name) in lines.items():
                 file.write(b"%d %d %b\n" % (id, parent, name))
         new.rename(self._path)
         os.close(self._file)

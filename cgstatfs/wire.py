@@ -29,6 +29,7 @@ _OUT_HEADER = struct.Struct("=IiQ")
 _NOTIFY_INVAL_INODE, _NOTIFY_INVAL_ENTRY, _NOTIFY_RESEND = 2, 3, 7
 _INVAL_INODE = struct.Struct("=Qqq")
 _INVAL_ENTRY = struct.Struct("=QII")
+_EXPIRE_ONLY = 1
 _FORGET, _INTERRUPT, _BATCH_FORGET = 2, 36, 42
 # struct fuse_init_out, up to what is unused
 _INIT_OUT = struct.Struct("=IIIIHHIIHHIIHH")
@@ -126,7 +127,11 @@ def inval_inode(node: int) -> bytes:
     return _OUT_HEADER.pack(size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE.pack(node, -1, 0)
 
 
-def inval_entry(parent: int, name: bytes) -> bytes:
-    """The notification that a name in a directory is to be looked up anew."""
-    body = _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
+def inval_entry(parent: int, name: bytes, *, expire: bool = False) -> bytes:
+    """The notification that a name in a directory is to be looked up anew.
+
+    :param expire: it may lead to the same node then, which stays as it is. Kernels before 6.2
+        drop it all the same: who has it as working directory does not learn its path any more.
+    """
+    body = _INVAL_ENTRY.pack(parent, len(name), _EXPIRE_ONLY if expire else 0) + name + b"\0"
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0) + body

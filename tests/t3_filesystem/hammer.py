@@ -21,11 +21,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from cgstatfs import nodes
+
 # What the documentation allows while a daemon is replaced: where the kernel cannot send requests
 # anew, who waited is interrupted; and the rest of a text ends with the daemon that made it.
 _INTERRUPTED = errno.EINTR
 _LOST = errno.ESTALE
 
+_TAG = nodes.tag(b"proc.events")
 FIELDS = ["forks", "execs", "exits", "oom_kills", "attaches"]
 
 done: Counter[str] = Counter()
@@ -136,13 +139,30 @@ def _wait_for_end(directory: Path) -> None:
     _fail("a directory outlived its cgroup")
 
 
+def _wait_for_new(directory: Path, new: int, old: int) -> None:
+    """Who listed the directory may have put back the old one, until the kernel is told once more."""
+    for _ in range(6000):
+        found = _again(os.stat, directory).st_ino
+        if found == new:
+            return
+        if found != old:
+            break
+        done["late"] += 1
+        time.sleep(0.02)
+    _fail("a directory is not that of its cgroup")
+
+
 def _cgroups(directory: Path, cgroup: Path, _: memoryview) -> None:
     """What is made is there, and what is removed is not, whoever serves."""
     path, shown = cgroup / f"x{os.getpid()}", directory / f"x{os.getpid()}"
+    new = 0
     while not _stop():
         path.mkdir()
-        if _again(os.stat, shown).st_ino != path.stat().st_ino:
-            _fail("a directory is not that of its cgroup")
+        old, new = new, path.stat().st_ino
+        # At once for who opens anything in it.
+        if _again(os.stat, shown / "proc.events").st_ino != nodes.file_node(new, _TAG):
+            _fail("a file is not that of its cgroup")
+        _wait_for_new(shown, new, old)
         held = _again(os.open, shown / "proc.events", os.O_RDONLY)
         path.rmdir()
         try:

@@ -73,6 +73,17 @@ def wait_for_next(mount: Mounted, before: int) -> None:
     os.stat(mount.path / "proc.events")
 
 
+# Other mounts would live on in there when they are unmounted elsewhere.
+_BIND = """
+mount --bind "$1" "$2" || exit
+for each in $(findmnt -r -n -t fuse.cgstatfs -o TARGET); do
+    [ "$each" = "$2" ] || umount -l "$each"
+done
+shift 2
+exec "$@"
+"""
+
+
 @contextmanager
 def hammered(mount: Mounted, tree: Path, tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Load at a mount; at its end, everything that was counted and checked is exact.
@@ -99,10 +110,7 @@ def hammered(mount: Mounted, tree: Path, tmp_path: Path) -> Iterator[Callable[[]
                 there = tmp_path / "bound"
                 there.mkdir()
                 command[4] = str(there)
-                command = [
-                    "unshare", "-m", "sh", "-c", f'mount --bind "{shown}" "{there}" && exec "$@"', "sh",
-                    *command,
-                ]  # fmt: skip
+                command = ["unshare", "-m", "sh", "-c", _BIND, "sh", shown, there, *command]
             part = subprocess.Popen(
                 command, cwd=REPOSITORY, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
