@@ -77,6 +77,7 @@ def daemon(tree: Path, files: Path) -> Iterator[Daemon]:
             each.close()
 
 
+@pytest.mark.on_host
 @pytest.mark.parametrize("removed", ["while it serves", "later"])
 def test_a_cgroup_that_is_looked_up_while_it_is_forgotten(
     tree: Path, tmp_path: Path, removed: str
@@ -102,6 +103,7 @@ def test_a_cgroup_that_is_looked_up_while_it_is_forgotten(
         assert [each.id for each in third.gone] == ([node] if removed == "later" else [])
 
 
+@pytest.mark.on_host
 def test_a_cgroup_that_is_forgotten(tree: Path, tmp_path: Path) -> None:
     """Where one daemon told all that the kernel knows, it knows when that is nothing."""
     (tree / "a").mkdir()
