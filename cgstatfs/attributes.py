@@ -11,18 +11,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable
 
 from . import inotify
 from .hierarchy import Cgroup, Hierarchy
+from .journal import Seldom
 
 __all__ = ("Attributes",)
 
 log = logging.getLogger(__name__)
-
-# How long nothing more is said of a queue that overflowed.
-_SAID_SECONDS = 60.0
 
 _MASK = inotify.ATTRIB | inotify.ONLYDIR | inotify.DONT_FOLLOW
 
@@ -40,7 +37,7 @@ class Attributes:
         self._cgroup_of: dict[int, Cgroup] = {}
         self._watch_of: dict[int, int] = {}
         self._limit_hit = False
-        self._said_overflow = -_SAID_SECONDS
+        self._says_overflow = Seldom()
         hierarchy.on_change(self._unwatch_removed)
 
     @property
@@ -111,10 +108,8 @@ class Attributes:
             self._changed(cgroup)
 
     def _report_all(self) -> None:
-        # Once in a while: who owns two cgroups can have it happen all the time.
-        now = time.monotonic()
-        if now - self._said_overflow >= _SAID_SECONDS:
-            self._said_overflow = now
+        # Who owns two cgroups can have it happen all the time.
+        if self._says_overflow():
             log.warning("inotify's queue overflowed; reading all attributes anew")
         for cgroup in self._hierarchy.by_id.values():
             cgroup.stat_current = False

@@ -35,6 +35,7 @@ from . import nodes
 from .attributes import Attributes
 from .hierarchy import Cgroup, Hierarchy
 from .invalidation import Invalidator
+from .journal import Seldom
 from .known import Known
 from .openfiles import OpenFiles
 
@@ -49,9 +50,6 @@ _UNWATCHED = 1.0
 # A file's length is that of its text now. Just long enough for the fstat() that follows an
 # open().
 _FILE_ATTRIBUTES = 0.01
-
-# How long nothing more is said of a limit that was reached.
-_SAID_SECONDS = 60.0
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
@@ -167,7 +165,7 @@ class FileSystem(pyfuse3.Operations):
         self._snapshot_memory = snapshot_memory
         # What the snapshots of all in _open take.
         self._snapshot_bytes = 0
-        self._said_full = -_SAID_SECONDS
+        self._says_full = Seldom()
         self.limits_hit = 0
         self._serial = 0
         self._about: About = dict
@@ -565,11 +563,9 @@ class FileSystem(pyfuse3.Operations):
         self._slots.read(file.slot, len(text))
 
     def _say_full(self) -> None:
-        """Once in a while: whoever reads on would fill the log."""
+        """Seldom: whoever reads on would fill the log."""
         self.limits_hit += 1
-        now = time.monotonic()
-        if now - self._said_full >= _SAID_SECONDS:
-            self._said_full = now
+        if self._says_full():
             log.warning(
                 "the texts of %d open files take all of limits.snapshot-memory, %d bytes; users "
                 "other than root get ENFILE until some are closed",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where what is logged goes, and how systemd is told that a process is ready."""
+"""Where what is logged goes, and how often; and how systemd is told that a process is ready."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import logging
 import os
 import socket
 import sys
+import time
 
-__all__ = ("notify", "set_up")
+__all__ = ("Seldom", "notify", "set_up")
+
+# How long nothing more is said of what users can have happen all the time.
+_SAID_SECONDS = 60.0
 
 # syslog(3)'s, as sd-daemon(3) wants them at the beginning of a line.
 _PRIORITIES = {
@@ -58,3 +62,17 @@ def notify(state: str) -> None:
             connection.send(state.encode())
         except OSError:
             logging.getLogger(__name__).warning("systemd cannot be told: %s", state)
+
+
+class Seldom:
+    """Whether to say something that may happen all the time: once a minute."""
+
+    def __init__(self) -> None:
+        self._said = -_SAID_SECONDS
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._said < _SAID_SECONDS:
+            return False
+        self._said = now
+        return True
