@@ -204,10 +204,8 @@ class _Daemon:
         self.runtime.write_state(self.state)
 
     async def serve(self, ready: Callable[[State], None]) -> None:
-        """Serve until unmounted or told to stop.
-
-        What the daemons before told the kernel holds for this one.
-        """
+        """Serve until unmounted or told to stop."""
+        # What the daemons before told the kernel holds for this one.
         gone = self.file_system.recover()
         await self.connection.begin()
         self.state.connection = self.connection.number or self.state.connection

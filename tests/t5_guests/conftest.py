@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A kernel that is built here is, if it is not yet, while the tests of the host run.
 
-It takes what they leave of the cpus, about a third; after them it would be alone.
+It takes what they leave of two cpus, more than half; before or after them it would be alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from ..conftest import REPOSITORY
 from ..vm import build
 
 _LOG = REPOSITORY / "build/kernel.log"
-_Builds = dict[str, subprocess.Popen]
-_BUILDS = pytest.StashKey[_Builds]()
+_BUILDS = pytest.StashKey[dict[str, subprocess.Popen]]()
 
 
 def selected(items: list[pytest.Item]) -> set[str]:
