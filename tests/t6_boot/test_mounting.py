@@ -189,7 +189,7 @@ def test_another_version_of_the_package(booted: Machine) -> None:
         before = main_pid(booted)
         read = booted.check(
             f"""cd {POINT}/known; exec 9<proc.events; forks=$(head -n 1 proc.events)
-            dpkg -i /root/{version}.deb >&2
+            dpkg -i /root/{version}.deb >/root/dpkg.log 2>&1 || {{ cat /root/dpkg.log; exit 1; }}
             cat {POINT}/.cgstatfs/version
             sh /root/fork 10; echo $forks; head -n 1 proc.events; head -n 1 <&9"""
         )
