@@ -208,6 +208,7 @@ def _pause_in(path: Path, count: int) -> subprocess.Popen[bytes]:
     return slow
 
 
+@pytest.mark.on_host  # where reads take as long as they should
 def test_slow_readers_delay_nobody(mounted: Mounted, tree: Path) -> None:
     """Hundreds that stopped in the middle of a text: others read as before."""
     path = mounted.of(tree) / "sched.runqlat"
