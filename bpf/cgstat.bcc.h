@@ -20,7 +20,7 @@
  * The update alone is compiled by bcc, for the standalone engine. Entries,
  * flush and lookup are those of generic.bpf.c. The two share BPF maps: their
  * descriptors have numbers that the loader defines, for each stats map
- * CGSTAT_FD_map_{entries,pairs,lists,ctl,zero}.
+ * CGSTAT_FD_map_{entries,pairs,slots,lists,ctl,zero}.
  */
 #ifndef CGSTAT_BCC_H
 #define CGSTAT_BCC_H
@@ -39,6 +39,8 @@
 	((struct cgstat_map) {						\
 		.entries = CGSTAT_BCC_MAP(map, entries),		\
 		.pairs = CGSTAT_BCC_MAP(map, pairs),			\
+		.slots = CGSTAT_BCC_MAP(map, slots),			\
+		.elems = sizeof(((struct map##_entry *)0)->total) / 8,	\
 		.lists = CGSTAT_BCC_MAP(map, lists),			\
 		.ctl = CGSTAT_BCC_MAP(map, ctl),			\
 		.zero = zero_,						\
@@ -134,12 +136,14 @@ map##_begin(__u64 id, struct cgstat_where *where)			\
 	if (!ctl)							\
 		return NULL;						\
 	if (!(flags & CGSTAT_NO_PERCPU)) {				\
-		values = cgstat_bcc_find_pair(self, id, where);	\
+		values = cgstat_find_quickly(self, id, where);		\
+		if (!values)						\
+			values = cgstat_bcc_find_pair(self, id, where);	\
 		if (values)						\
 			return values;					\
 		self.zero = bpf_map_lookup_elem(CGSTAT_BCC_MAP(map, zero), &key); \
 	}								\
-	values = cgstat_find_values(self, ctl, id, where);		\
+	values = cgstat_find_others(self, ctl, id, where);		\
 	if (!values)							\
 		values = cgstat_bcc_displace(self, ctl, id, where);	\
 	return values;							\

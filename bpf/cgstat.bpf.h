@@ -45,6 +45,7 @@
 	((struct cgstat_map) {						\
 		.entries = &map##_entries,				\
 		.pairs = &map##_pairs,					\
+		.slots = &map##_slots,					\
 		.lists = &map##_lists,					\
 		.ctl = &map##_ctl,					\
 		.native = &map##_native,				\
@@ -67,6 +68,10 @@
 #define CGSTAT_BPF_MAPS(map, vtype, file, ...)				\
 struct map##_pair {							\
 	struct cgstat_pair pair;					\
+	vtype values;							\
+};									\
+struct map##_slot {							\
+	struct cgstat_slot slot;					\
 	vtype values;							\
 };									\
 struct map##_entry {							\
@@ -97,6 +102,12 @@ struct {								\
 } map##_pairs SEC(".maps");						\
 struct {								\
 	__uint(type, BPF_MAP_TYPE_ARRAY);				\
+	__uint(max_entries, 1);	/* the loader: cgstat_slots() a cpu */	\
+	__type(key, __u32);						\
+	__type(value, struct map##_slot);				\
+} map##_slots SEC(".maps");						\
+struct {								\
+	__uint(type, BPF_MAP_TYPE_ARRAY);				\
 	__uint(max_entries, 1);	/* the loader: one a cpu */		\
 	__type(key, __u32);						\
 	__type(value, struct cgstat_list);				\
@@ -124,10 +135,14 @@ map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 									\
 	if (cgstat_config.engine == CGSTAT_NATIVE)			\
 		return cgstat_find_native(CGSTAT_MAP_OF(map), cgrp, where); \
+	/* What is outside has no slot. */				\
+	values = cgstat_find_quickly(CGSTAT_MAP_OF(map), cgstat_id(cgrp), where); \
+	if (values)							\
+		return values;						\
 	ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));			\
 	if (!ctl || !cgstat_is_inside(cgrp, &map##_config))		\
 		return NULL;						\
-	values = cgstat_find_values(CGSTAT_MAP_OF(map), ctl,		\
+	values = cgstat_find_others(CGSTAT_MAP_OF(map), ctl,		\
 				    cgstat_id(cgrp), where);		\
 	if (!values)							\
 		values = cgstat_make_values(CGSTAT_MAP_OF(map), ctl,	\

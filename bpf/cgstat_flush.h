@@ -155,6 +155,17 @@ cgstat_delete_pair(struct cgstat_map map, struct cgstat_ctl *ctl,
 		__sync_fetch_and_add(&ctl->pairs, -1);
 }
 
+/*
+ * Give a slot back whose values have been taken, and which is on no list. The
+ * count of flushes goes on, so that an update which still has the link does not
+ * take the next owner's state for what it has read.
+ */
+static __always_inline void cgstat_free_slot(struct cgstat_slot *slot)
+{
+	cgstat_unlist(&slot->pair.link);
+	cgstat_xchg(slot->owner, 0);
+}
+
 struct cgstat_climb {
 	struct cgstat_entry *from;
 	__u64 id;
@@ -205,38 +216,64 @@ cgstat_fold(struct cgstat_map map, struct cgstat_entry *entry, __u64 id,
 }
 
 /*
- * Delete a pair that was made for an entry when that was being deleted, having
- * taken it off its list. Returns what came next on the list.
+ * Have no update list a pair that was made for an entry when that was being
+ * deleted, having taken it off its list; it goes next. Returns what came next
+ * on the list.
  */
 static __always_inline __u64
-cgstat_drop_pair(struct cgstat_map map, struct cgstat_pair *pair,
-		 struct cgstat_pair_key *key)
+cgstat_drop_pair(struct cgstat_pair *pair, struct cgstat_ctl *ctl)
 {
-	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
 	__u64 next = cgstat_read(pair->link.next);
 
-	if (!ctl)
-		return 0;
-	cgstat_xchg(pair->link.state, CGSTAT_DEAD);
+	cgstat_xchg(pair->link.state, cgstat_read(pair->link.state) | CGSTAT_DEAD);
 	__sync_fetch_and_add(&ctl->lost, 1);
-	cgstat_delete_pair(map, ctl, key);
 	return next;
 }
 
 /* A pair that is listed is there, and so is an entry whose spill array is. */
 static __always_inline __u64
-cgstat_fold_pair(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
+cgstat_fold_hashed(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
 {
 	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+	__u64 next;
 
-	if (!pair)
+	if (!pair || !ctl)
 		return 0;
-	if (!entry)
-		return cgstat_drop_pair(map, pair, &key);
-	return cgstat_fold(map, entry, id, &pair->link, cgstat_pair_values(pair),
-			   climb_step);
+	if (entry)
+		return cgstat_fold(map, entry, id, &pair->link, cgstat_pair_values(pair),
+				   climb_step);
+	next = cgstat_drop_pair(pair, ctl);
+	cgstat_delete_pair(map, ctl, &key);
+	return next;
+}
+
+static __always_inline __u64
+cgstat_fold_slot(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
+{
+	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
+	struct cgstat_slot *slot = cgstat_get_slot(map, id, cpu);
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+	__u64 next;
+
+	if (!slot || slot->owner != id || !ctl)
+		return 0;
+	if (entry)
+		return cgstat_fold(map, entry, id, &slot->pair.link,
+				   cgstat_pair_values(&slot->pair), climb_step);
+	next = cgstat_drop_pair(&slot->pair, ctl);
+	cgstat_free_slot(slot);
+	return next;
+}
+
+static __always_inline __u64
+cgstat_fold_pair(struct cgstat_map map, __u64 listed, __u64 cpu, void *climb_step)
+{
+	if (listed & CGSTAT_IN_SLOT)
+		return cgstat_fold_slot(map, listed & ~CGSTAT_IN_SLOT, cpu, climb_step);
+	return cgstat_fold_hashed(map, listed, cpu, climb_step);
 }
 
 static __always_inline __u64
@@ -250,20 +287,33 @@ cgstat_fold_spill(struct cgstat_map map, __u64 id, void *climb_step)
 			   climb_step);
 }
 
+/* Take what a cgroup has on one cpu, listed or not. */
+static __always_inline void
+cgstat_take_pairs(struct cgstat_map map, __u64 id, __u64 cpu, __u64 *pending)
+{
+	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
+	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
+
+	if (pair)
+		map.take(cgstat_pair_values(pair), pending);
+	pair = cgstat_find_slot(map, id, cpu);
+	if (pair)
+		map.take(cgstat_pair_values(pair), pending);
+}
+
 /* Fold what a note of cgstat_set_aside() names, leaving the lists alone. */
 static __always_inline void
 cgstat_fold_aside(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
 {
-	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
-	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
-	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
+	struct cgstat_entry *entry;
 	__u64 *pending;
 
+	id &= ~CGSTAT_IN_SLOT;
+	entry = bpf_map_lookup_elem(map.entries, &id);
 	if (!entry)
 		return;
 	pending = cgstat_pending(entry, map.elems);
-	if (pair)
-		map.take(cgstat_pair_values(pair), pending);
+	cgstat_take_pairs(map, id, cpu, pending);
 	map.take(cgstat_spill(entry), pending);
 	cgstat_propagate(map, entry, id, climb_step);
 }
@@ -343,7 +393,7 @@ cgstat_delete_entry(struct cgstat_map map, struct cgstat_ctl *ctl,
 }
 
 /*
- * Delete a released cgroup's pair on one cpu, and with the last cpu the entry.
+ * Delete a released cgroup's pairs on one cpu, and with the last cpu the entry.
  * All that was added before the release has been folded.
  */
 static __always_inline void
@@ -352,6 +402,7 @@ cgstat_delete_step(struct cgstat_map map, struct cgstat_ctl *ctl)
 	struct cgstat_pair_key key = { .id = ctl->dead, .cpu = ctl->cpu };
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 	__u64 id = ctl->dead;
+	struct cgstat_slot *slot = cgstat_get_slot(map, id, ctl->cpu);
 	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
 
 	if (!entry) {
@@ -362,6 +413,12 @@ cgstat_delete_step(struct cgstat_map map, struct cgstat_ctl *ctl)
 		cgstat_delete_pair(map, ctl, &key);
 	else if (pair)
 		entry->dead = CGSTAT_KEPT;
+	if (slot && slot->owner == id) {
+		if (cgstat_retire(&slot->pair.link))
+			cgstat_free_slot(slot);
+		else
+			entry->dead = CGSTAT_KEPT;
+	}
 	if (++ctl->cpu >= cgstat_config.nr_cpus)
 		cgstat_delete_entry(map, ctl, entry, id);
 }
@@ -445,19 +502,21 @@ struct cgstat_settle {
 	struct cgstat_pair_key key;
 };
 
-/* Take and delete the pair of a released cgroup on one cpu. */
+/* Take and delete the pairs of a released cgroup on one cpu. */
 static __always_inline long
 cgstat_settle_step(struct cgstat_map map, struct cgstat_settle *settle)
 {
+	struct cgstat_slot *slot = cgstat_get_slot(map, settle->key.id, settle->key.cpu);
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
 	struct cgstat_pair_key key = settle->key;
-	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 
 	settle->key.cpu++;
-	if (!pair || !ctl || !settle->entry)
+	if (!ctl || !settle->entry)
 		return 0;
-	map.take(cgstat_pair_values(pair), cgstat_pending(settle->entry, map.elems));
+	cgstat_take_pairs(map, key.id, key.cpu, cgstat_pending(settle->entry, map.elems));
 	cgstat_delete_pair(map, ctl, &key);
+	if (slot && slot->owner == key.id)
+		cgstat_free_slot(slot);
 	return 0;
 }
 
@@ -476,10 +535,12 @@ cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step
 		return;
 	pending = cgstat_pending(entry, map.elems);
 	pair = bpf_map_lookup_elem(map.pairs, &key);
-	if (pair) {
+	if (pair)
 		cgstat_unlist(&pair->link);
-		map.take(cgstat_pair_values(pair), pending);
-	}
+	pair = cgstat_find_slot(map, id, cpu);
+	if (pair)
+		cgstat_unlist(&pair->link);
+	cgstat_take_pairs(map, id, cpu, pending);
 	cgstat_unlist(&entry->link);
 	map.take(cgstat_spill(entry), pending);
 	if (entry->dead) {

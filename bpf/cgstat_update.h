@@ -47,6 +47,31 @@ struct cgstat_pair {
 	struct cgstat_link link;
 };
 
+/*
+ * Pairs are in a hash, but for those that a cpu has a slot for: in an array,
+ * where an update comes to them without hashing, and by a lookup that is a few
+ * instructions of its own program. A cgroup's slot is told by its id; the first
+ * to come has it, until its entry is deleted. Whoever finds it taken has a pair
+ * in the hash.
+ *
+ * Only updates on a slot's cpu take it, and only the flusher gives it back. A
+ * cgroup can come to have both, if the slot is given back while the pair lives;
+ * so lists, flushes and deletions tell one from the other, and see to each.
+ */
+struct cgstat_slot {
+	__u64 owner;		/* cgroup id; 0: free; CGSTAT_IN_SLOT: about to be taken */
+	struct cgstat_pair pair;
+};
+
+/* In a list, and in a note: the array of the cgroup in its slot. Ids are below. */
+#define CGSTAT_IN_SLOT (1ULL << 63)
+
+/* Slots of a cpu, a power of two: some 32 KiB. Known to the loader, too. */
+static __always_inline __u32 cgstat_slots(__u32 elems)
+{
+	return elems <= 13 ? 256 : elems <= 29 ? 128 : elems <= 61 ? 64 : 32;
+}
+
 /* An entry's spill, total and pending arrays follow it. */
 struct cgstat_entry {
 	__u64 parent;		/* id of the parent; its own id at the top; 0: not ready */
@@ -105,6 +130,7 @@ enum cgstat_flags {
 struct cgstat_map {
 	void *entries;
 	void *pairs;
+	void *slots;
 	void *lists;
 	void *ctl;
 	void *native;
@@ -120,7 +146,7 @@ struct cgstat_map {
 struct cgstat_where {
 	struct cgstat_link *link;	/* native: none */
 	void *ctl;		/* the BPF map; what is lost is seldom, and looks there */
-	__u64 id;
+	__u64 id;		/* as lists have it */
 	bool spill;
 };
 
@@ -296,20 +322,77 @@ cgstat_hll_see(__u64 *registers, __u32 n, __u64 hash, struct cgstat_where *where
 
 /* ---- update ------------------------------------------------------------- */
 
+/* Where cgroup @id's slot on @cpu is, whoever has it. */
+static __always_inline struct cgstat_slot *
+cgstat_get_slot(struct cgstat_map map, __u64 id, __u32 cpu)
+{
+	__u32 slots = cgstat_slots(map.elems), key = cpu * slots + (id & (slots - 1));
+
+	return bpf_map_lookup_elem(map.slots, &key);
+}
+
+/* The pair of cgroup @id in its slot on @cpu, if it has that. */
+static __always_inline struct cgstat_pair *
+cgstat_find_slot(struct cgstat_map map, __u64 id, __u32 cpu)
+{
+	struct cgstat_slot *slot = cgstat_get_slot(map, id, cpu);
+
+	return slot && cgstat_read(slot->owner) == id ? &slot->pair : NULL;
+}
+
 /*
- * The array that an update of cgroup @id on this cpu adds to, without making
- * an entry: the per-cpu array, or where there is no memory for one (as is
+ * The way of most updates: cgroup @id has the slot on this cpu. A slot is given
+ * back as a pair is deleted, so what holds of an update that finds a pair holds
+ * here.
+ */
+static __always_inline __u64 *
+cgstat_find_quickly(struct cgstat_map map, __u64 id, struct cgstat_where *where)
+{
+	struct cgstat_pair *pair;
+
+	if (map.flags & CGSTAT_NO_PERCPU)
+		return NULL;
+	pair = cgstat_find_slot(map, id, bpf_get_smp_processor_id());
+	if (!pair)
+		return NULL;
+	where->link = &pair->link;
+	where->ctl = map.ctl;
+	where->id = id | CGSTAT_IN_SLOT;
+	where->spill = false;
+	return cgstat_pair_values(pair);
+}
+
+/*
+ * Take the slot, if it is free, for an entry that is alive. A late update may
+ * have added to it since it was given back: so it is cleared now, before any of
+ * ours can be there. An update that interrupts us finds it taken by none.
+ */
+static __always_inline void cgstat_take_slot(struct cgstat_map map, __u64 id)
+{
+	struct cgstat_slot *slot = cgstat_get_slot(map, id, bpf_get_smp_processor_id());
+
+	if (!slot || cgstat_read(slot->owner) || !map.zero ||
+	    cgstat_cmpxchg(slot->owner, 0, CGSTAT_IN_SLOT))
+		return;
+	bpf_probe_read_kernel(cgstat_pair_values(&slot->pair), 8 * map.elems, map.zero);
+	cgstat_xchg(slot->owner, id);
+}
+
+/*
+ * What an update of cgroup @id adds to that has no slot on this cpu, without
+ * making an entry: one, if it is free, a pair, or where there is no memory for one (as is
  * common with interrupts off, the memory being refilled when they are on), the
  * entry's spill array. For a cgroup that was released no array is made, as the
  * flush that would delete it may have been there.
  */
 static __always_inline __u64 *
-cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
+cgstat_find_others(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 		   struct cgstat_where *where)
 {
 	struct cgstat_pair_key key = { .id = id, .cpu = bpf_get_smp_processor_id() };
 	struct cgstat_entry *entry;
 	struct cgstat_pair *pair;
+	__u64 *values;
 
 	where->link = NULL;
 	where->ctl = map.ctl;
@@ -326,6 +409,11 @@ cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 	if (!entry || !cgstat_read(entry->parent) || cgstat_read(entry->dead))
 		return NULL;
 	if (!(map.flags & CGSTAT_NO_PERCPU)) {
+		/* It may have been taken by somebody who interrupted us. */
+		cgstat_take_slot(map, id);
+		values = cgstat_find_quickly(map, id, where);
+		if (values)
+			return values;
 		if (map.zero && !bpf_map_update_elem(map.pairs, &key, (void *)map.zero, BPF_NOEXIST))
 			__sync_fetch_and_add(&ctl->pairs, 1);
 		pair = bpf_map_lookup_elem(map.pairs, &key);
@@ -338,6 +426,15 @@ cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 	where->spill = true;
 	where->link = &entry->link;
 	return cgstat_spill(entry);
+}
+
+static __always_inline __u64 *
+cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
+		   struct cgstat_where *where)
+{
+	__u64 *values = cgstat_find_quickly(map, id, where);
+
+	return values ? values : cgstat_find_others(map, ctl, id, where);
 }
 
 /*
@@ -413,15 +510,19 @@ cgstat_make_sure(struct cgstat_list *list, struct cgstat_where *where, __u64 flu
 static __always_inline bool
 cgstat_is_current(struct cgstat_map map, struct cgstat_where *where)
 {
-	struct cgstat_pair_key key = { .id = where->id, .cpu = bpf_get_smp_processor_id() };
+	struct cgstat_pair_key key = { .cpu = bpf_get_smp_processor_id() };
 	struct cgstat_entry *entry;
 	struct cgstat_pair *pair;
 
+	key.id = where->id & ~CGSTAT_IN_SLOT;
 	if (where->spill) {
 		entry = bpf_map_lookup_elem(map.entries, &key.id);
 		return entry && &entry->link == where->link;
 	}
-	pair = bpf_map_lookup_elem(map.pairs, &key);
+	if (where->id & CGSTAT_IN_SLOT)
+		pair = cgstat_find_slot(map, key.id, key.cpu);
+	else
+		pair = bpf_map_lookup_elem(map.pairs, &key);
 	return pair && &pair->link == where->link;
 }
 

@@ -32,8 +32,8 @@ __all__ = ("load_bcc",)
 _GENERIC = "generic"
 # include/uapi/linux/bpf.h: BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC
 _HASH, _NO_PREALLOC = 1, 1
-# sizeof struct cgstat_pair
-_PAIR = 16
+# sizeof struct cgstat_pair, cgstat_slot
+_PAIR, _SLOT = 16, 24
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _load_generic(typed: _Typed, request: Request, into: Collector) -> None:
     obj = libbpf.Object(object_path(_GENERIC))
     try:
         obj.maps[f"{_GENERIC}_entries"].reuse(typed.entries)
-        obj.maps[f"{_GENERIC}_pairs"].value_size = _PAIR + typed.about.value_type.size
+        for part, head in (("pairs", _PAIR), ("slots", _SLOT)):
+            obj.maps[f"{_GENERIC}_{part}"].value_size = head + typed.about.value_type.size
         standalone = replace(request, engine=into.engine, keep=None)
         into_kernel(obj, standalone, [Stage(_GENERIC, typed.about, 0)])
         _run(obj, request.root_id, declared.prefix, into)

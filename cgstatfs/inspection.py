@@ -120,7 +120,7 @@ def _list_map(collector: Collector, stats_map: StatsMap) -> None:
     for line in describe_elements(stats_map.value_type):
         print(f"    {line}")
     room = "" if usage.room is None else f" of {usage.room}"
-    pairs = "" if usage.pairs is None else f", per-cpu arrays {usage.pairs}"
+    pairs = "" if usage.pairs is None else f", per-cpu arrays beyond slots {usage.pairs}"
     print(f"    entries {usage.entries}{room}{pairs}, memory {usage.memory // 1024} KiB")
     print(f"    updates spilled {usage.spilled}, displaced {usage.displaced}, lost {usage.lost}")
 

@@ -49,8 +49,8 @@ _NATIVE = 34
 # enum cgstat_operation of bpf/cgstat_entries.h
 _OPERATION_NUMBERS = {SUM: 0, MAX: 1, MIN: 1, AGGREGATED: 2}
 _FLAG_NUMBERS = {"CGSTAT_NO_PERCPU": 1, "CGSTAT_NO_HIERARCHY": 2}
-# sizeof struct cgstat_entry, cgstat_pair, cgstat_list, cgstat_ctl
-_ENTRY, _PAIR, _LIST, _CTL = 40, 16, 64, 96
+# sizeof struct cgstat_entry, cgstat_pair, cgstat_slot, cgstat_list, cgstat_ctl
+_ENTRY, _PAIR, _SLOT, _LIST, _CTL = 40, 16, 24, 64, 96
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ def _check_parts(obj: libbpf.Object, stage: Stage) -> None:
     expected = {
         "entries": (_HASH, 8, _ENTRY + 24 * elements),
         "pairs": (_HASH, 16, _PAIR + 8 * elements),
+        "slots": (_ARRAY, 4, _SLOT + 8 * elements),
         "lists": (_ARRAY, 4, _LIST),
         "ctl": (_ARRAY, 4, _CTL),
         "native": (_NATIVE, 8, 8 * elements),

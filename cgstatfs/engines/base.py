@@ -39,7 +39,8 @@ class Usage:
 
     :param entries: entries there are
     :param room: how many there can be; None: as many as cgroups
-    :param pairs: per-cpu arrays that were made as they were needed; None: they come with entries
+    :param pairs: per-cpu arrays that were made as they were needed, besides those in slots; None:
+        they come with entries
     :param memory: bytes
     :param spilled: updates that found no per-cpu array
     :param displaced: updates counted to an ancestor, for want of an entry

@@ -16,6 +16,8 @@ from .base import Engine, Setting, Usage
 __all__ = ("HashedEngine",)
 
 _MAX_PAIRS = 1 << 18
+# struct cgstat_slot, without the values
+_SLOT = 24
 # The head of struct cgstat_ctl
 _COUNTERS = struct.Struct("=5Q")
 # struct htab_elem and struct bucket in kernel/bpf/hashtab.c, 6.12
@@ -29,10 +31,15 @@ def _hash_bytes(info: libbpf.MapInfo, elements: int) -> int:
     return buckets * _HASH_BUCKET + elements * size
 
 
+def _slots(elements: int) -> int:
+    """``cgstat_slots()`` in bpf/cgstat_update.h: of one cpu."""
+    return next((slots for most, slots in ((13, 256), (29, 128), (61, 64)) if elements <= most), 32)
+
+
 class HashedEngine(Engine):
     """An engine whose entries are elements of a hash."""
 
-    parts = ("entries", "pairs", "lists", "ctl")
+    parts = ("entries", "pairs", "slots", "lists", "ctl")
     life_cycle = ("release", "mkdir")
     populate = "populate"
 
@@ -43,11 +50,14 @@ class HashedEngine(Engine):
         percpu = "CGSTAT_NO_PERCPU" not in setting.flags
         room = min(parts["entries"].max_entries * cpus, _MAX_PAIRS)
         parts["pairs"].max_entries = room if percpu else 1
+        slots = parts["slots"]
+        slots.max_entries = cpus * _slots((slots.value_size - _SLOT) // 8) if percpu else 1
 
     def usage(self, parts: Mapping[str, int]) -> Usage:
         ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size
         value = libbpf.map_lookup(ctl, bytes(4), size) or bytes(size)
         entries, pairs, spilled, displaced, lost = _COUNTERS.unpack_from(value)
-        info = libbpf.map_info(parts["entries"])
+        info, slots = (libbpf.map_info(parts[part]) for part in ("entries", "slots"))
         memory = _hash_bytes(info, entries) + _hash_bytes(libbpf.map_info(parts["pairs"]), pairs)
+        memory += slots.max_entries * slots.value_size
         return Usage(entries, info.max_entries, pairs, memory, spilled, displaced, lost)
