@@ -97,8 +97,12 @@ class Collector:
         return [self._stats_map(prefix) for prefix in self.prefixes]
 
     def parts(self, prefix: str) -> dict[str, int]:
-        """The BPF maps of one stats map, by the endings of their names."""
-        return {part: self.maps[f"{prefix}_{part}"] for part in self.engine.parts}
+        """The BPF maps of one stats map, by the endings of their names.
+
+        One that an earlier version pinned may have fewer.
+        """
+        names = {part: f"{prefix}_{part}" for part in self.engine.parts}
+        return {part: self.maps[name] for part, name in names.items() if name in self.maps}
 
     def description(self, prefix: str) -> btf.Description:
         """Of one stats map, by the type of its values.

@@ -302,6 +302,12 @@ def _level(cgroup_id: int) -> int:
         probe.close()
 
 
+def _fits(declared: libbpf.Map, fd: int) -> bool:
+    info = libbpf.map_info(fd)
+    sizes = (declared.type, declared.key_size, declared.value_size)
+    return (info.type, info.key_size, info.value_size) == sizes
+
+
 def _reuse(
     obj: libbpf.Object, keep: Path, engine: Engine, stages: list[Stage], notes: list[str]
 ) -> bool:
@@ -317,10 +323,12 @@ def _reuse(
             what = f"the type of {', '.join(changed)}" if changed else "the engine"
             notes.append(f"counting began anew: {what} changed")
             return False
-        for stage in stages:
-            for part in engine.parts:
-                name = f"{stage.prefix}_{part}"
-                obj.maps[name].reuse(old.maps[name])
+        names = [f"{stage.prefix}_{part}" for stage in stages for part in engine.parts]
+        if not all(name in old.maps and _fits(obj.maps[name], old.maps[name]) for name in names):
+            notes.append("counting began anew: another version of cgstatfs laid the maps out")
+            return False
+        for name in names:
+            obj.maps[name].reuse(old.maps[name])
         return True
     finally:
         old.close()

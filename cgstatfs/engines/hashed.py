@@ -57,7 +57,9 @@ class HashedEngine(Engine):
         ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size
         value = libbpf.map_lookup(ctl, bytes(4), size) or bytes(size)
         entries, pairs, spilled, displaced, lost = _COUNTERS.unpack_from(value)
-        info, slots = (libbpf.map_info(parts[part]) for part in ("entries", "slots"))
+        info = libbpf.map_info(parts["entries"])
         memory = _hash_bytes(info, entries) + _hash_bytes(libbpf.map_info(parts["pairs"]), pairs)
-        memory += slots.max_entries * slots.value_size
+        if "slots" in parts:
+            slots = libbpf.map_info(parts["slots"])
+            memory += slots.max_entries * slots.value_size
         return Usage(entries, info.max_entries, pairs, memory, spilled, displaced, lost)

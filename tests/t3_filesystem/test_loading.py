@@ -15,7 +15,7 @@ import pytest
 
 from cgstatfs import collectors, control, libbpf
 
-from ..conftest import BUILD, Mounted, cgroup_id, times, wait_until
+from ..conftest import BUILD, Mounted, cgroup_id, cgstatfs, times, wait_until
 
 OBJECT = BUILD / "tests" / "properties.bpf.o"
 FILES = ("test.kinds", "test.shared", "test.own")
@@ -244,6 +244,25 @@ def test_kept_it_begins_anew_if_its_type_changed(
     assert any("counting began anew: the type of" in line for line in done)
     names = os.listdir(mounted.of(tree))
     assert "test.calls" in names and "test.kinds" not in names
+
+
+@pytest.mark.on_host
+@pytest.mark.log("counting began anew")
+def test_what_another_version_laid_out(
+    mounted: Mounted, properties: None, tree: Path, work: Path
+) -> None:
+    """It is shown as what it is, and another can be loaded in its place."""
+    maps = mounted.runtime.pins / OBJECT.name.removesuffix(".bpf.o") / "maps"
+    pins = list(maps.glob("*_slots"))
+    assert pins
+    for pin in pins:
+        pin.unlink()
+    listed = cgstatfs("list")
+    assert listed.returncode == 0 and "test.kinds: engine standalone" in listed.stdout, listed
+    done = load(mounted, OBJECT, keep=True)
+    assert any("another version of cgstatfs laid the maps out" in line for line in done)
+    update(work, tree, KINDS, 10)
+    assert calls(mounted.of(tree) / "test.kinds") == 10
 
 
 @pytest.mark.log("its initial cgroup was removed")
