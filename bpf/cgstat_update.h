@@ -380,10 +380,11 @@ static __always_inline void cgstat_take_slot(struct cgstat_map map, __u64 id)
 
 /*
  * What an update of cgroup @id adds to that has no slot on this cpu, without
- * making an entry: one, if it is free, a pair, or where there is no memory for one (as is
- * common with interrupts off, the memory being refilled when they are on), the
- * entry's spill array. For a cgroup that was released no array is made, as the
- * flush that would delete it may have been there.
+ * making an entry: the slot, if it is free, or a pair in the hash, or where
+ * there is no memory for one (as is common with interrupts off, the memory being
+ * refilled when they are on), the entry's spill array. For a cgroup that was
+ * released no array is made, as the flush that would delete it may have been
+ * there.
  */
 static __always_inline __u64 *
 cgstat_find_others(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
