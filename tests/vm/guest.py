@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .kernels import Kernel, busybox
 
-__all__ = ("GuestError", "kernel_trouble", "run")
+__all__ = ("BootError", "GuestError", "kernel_trouble", "run")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,6 +63,10 @@ class GuestError(Exception):
     """A guest failed by itself, whatever its command did."""
 
 
+class BootError(GuestError):
+    """A guest ended before it ran its command."""
+
+
 def run(
     kernel: Kernel,
     command: list[str],
@@ -96,7 +100,7 @@ def run(
                 status = _follow(process, shared, timeout)
             except GuestError as error:
                 _print_lines("last of the guest's console", console[-_LOG_TAIL_LINES:])
-                raise GuestError(f"{kernel.release}: {error}") from None
+                raise type(error)(f"{kernel.release}: {error}") from None
         found = (shared / "trouble").read_text(errors="replace").splitlines()
     trouble = kernel_trouble(console) + kernel_trouble(found)
     if trouble:
@@ -218,7 +222,7 @@ def _follow(process: subprocess.Popen[str], shared: Path, timeout: float) -> int
     try:
         return int(status_file.read_text(encoding="ascii"))
     except FileNotFoundError:
-        raise GuestError(_died(process, shared)) from None
+        raise _died(process, shared) from None
 
 
 def _copy_output(output: Path, position: int) -> int:
@@ -246,10 +250,10 @@ def _timed_out(shared: Path, timeout: float) -> str:
     )
 
 
-def _died(process: subprocess.Popen[str], shared: Path) -> str:
+def _died(process: subprocess.Popen[str], shared: Path) -> GuestError:
     if (shared / "started").exists():
-        return "the guest died while it ran the command; the console above says why"
-    return (
+        return GuestError("the guest died while it ran the command; the console above says why")
+    return BootError(
         "the guest did not boot; the console above says why "
         f"(vng's exit status was {process.returncode})"
     )
