@@ -223,6 +223,10 @@ static long map##_flush_step(__u32 i, void *unused)			\
 {									\
 	return cgstat_flush_step(CGSTAT_MAP_OF(map), map##_climb_step);	\
 }									\
+static long map##_own_step(__u32 cpu, struct cgstat_own *own)		\
+{									\
+	return cgstat_own_step(CGSTAT_MAP_OF(map), cpu, own);		\
+}									\
 static long map##_settle_step(__u32 i, struct cgstat_settle *settle)	\
 {									\
 	return cgstat_settle_step(CGSTAT_MAP_OF(map), settle);		\
@@ -235,8 +239,9 @@ map##_lock_step(__u32 i, bool *locked)					\
 static __always_inline __attribute__((unused)) long			\
 map##_get(struct cgroup *cgrp, void *out)				\
 {									\
-	return cgstat_lookup_total(CGSTAT_MAP_OF(map), cgrp, out,	\
-				   map##_lock_step, map##_flush_step);	\
+	return cgstat_lookup_total(CGSTAT_MAP_OF(map), cgrp, out, map##_lock_step, \
+				   map##_own_step, map##_climb_step,	\
+				   map##_flush_step);			\
 }
 
 /* Programs of rstat and standalone: the life cycle of entries. */
@@ -318,8 +323,13 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	ctx->ret = -CGSTAT_EBUSY;					\
 	if (!cgstat_trylock(ctl))					\
 		return 0;						\
-	cgstat_flush_all(ctl, map##_flush_step);			\
 	ctx->ret = -CGSTAT_ENOENT;					\
+	entry = bpf_map_lookup_elem(&map##_entries, &id);		\
+	if (entry)							\
+		cgstat_flush_entry(CGSTAT_MAP_OF(map), ctl, entry, id,	\
+				   map##_own_step, map##_climb_step,	\
+				   map##_flush_step);			\
+	/* The flush may have deleted it. */				\
 	entry = bpf_map_lookup_elem(&map##_entries, &id);		\
 	if (entry && !entry->dead) {					\
 		total = cgstat_total(entry, map##_elems());		\

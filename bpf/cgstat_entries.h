@@ -138,11 +138,16 @@ cgstat_make_entry(struct cgstat_map map, struct cgroup *cgrp)
 		    !(map.flags & CGSTAT_NO_HIERARCHY))
 			return NULL;
 	}
-	if (!bpf_map_update_elem(map.entries, &id, map.zero, BPF_NOEXIST)) {
+	/*
+	 * It counts as a child before anybody can add to it, as who finds no
+	 * children looks at none. Who finds one too many for a moment looks.
+	 */
+	if (above && !(map.flags & CGSTAT_NO_HIERARCHY))
+		__sync_fetch_and_add(&above->children, 1);
+	if (!bpf_map_update_elem(map.entries, &id, map.zero, BPF_NOEXIST))
 		__sync_fetch_and_add(&ctl->entries, 1);
-		if (above && !(map.flags & CGSTAT_NO_HIERARCHY))
-			__sync_fetch_and_add(&above->children, 1);
-	}
+	else if (above && !(map.flags & CGSTAT_NO_HIERARCHY))
+		__sync_fetch_and_add(&above->children, -1);
 	entry = bpf_map_lookup_elem(map.entries, &id);
 	if (entry)
 		cgstat_write(entry->parent, parent_id);

@@ -91,8 +91,9 @@ static __always_inline void cgstat_no_merge(void *into, const void *from)
  * A flush is made of steps, each of bounded work, and runs in cycles: take the
  * list of released cgroups, and turn it round; empty every cpu's lists; delete
  * the released cgroups to which nothing is pending any more. A lookup runs whole
- * cycles; cgroup_release runs a few steps, so that what released cgroups leave
- * behind stays in proportion to what is live, whether or not anybody reads.
+ * cycles, or for a leaf none, see cgstat_flush_entry(); cgroup_release runs a few
+ * steps, so that what released cgroups leave behind stays in proportion to what
+ * is live, whether or not anybody reads.
  *
  * All of it under the lock, which is only ever tried: it is taken in a
  * tracepoint with interrupts off. Only its holder deletes, since the memory of
@@ -485,6 +486,45 @@ static __always_inline void cgstat_flush_all(struct cgstat_ctl *ctl, void *flush
 	bpf_loop(1 << 23, flush_step, NULL, 0);
 }
 
+struct cgstat_own {
+	struct cgstat_entry *entry;
+	__u64 id;
+};
+
+static __always_inline long
+cgstat_own_step(struct cgstat_map map, __u32 cpu, struct cgstat_own *own)
+{
+	if (!own->entry)
+		return 1;
+	cgstat_take_pairs(map, own->id, cpu, cgstat_pending(own->entry, map.elems));
+	return 0;
+}
+
+/*
+ * With the lock held: all that was added before to @entry, or to one whose total
+ * is a part of its total, is in that.
+ *
+ * If there are no others, what the lists hold does not matter, which can be the
+ * whole machine's. It is the arrays that count: each is there before anything is
+ * added to it, listed or not, and they are left as they are listed. What is
+ * taken is propagated like that of any flush.
+ */
+static __always_inline void
+cgstat_flush_entry(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_entry *entry,
+		   __u64 id, void *own_step, void *climb_step, void *flush_step)
+{
+	struct cgstat_own own = { .entry = entry, .id = id };
+
+	if (cgstat_read(entry->children) && !(map.flags & CGSTAT_NO_HIERARCHY)) {
+		cgstat_flush_all(ctl, flush_step);
+		return;
+	}
+	if (!(map.flags & CGSTAT_NO_PERCPU))
+		bpf_loop(cgstat_config.nr_cpus, own_step, &own, 0);
+	map.take(cgstat_spill(entry), cgstat_pending(entry, map.elems));
+	cgstat_propagate(map, entry, id, climb_step);
+}
+
 /* ---- flush and lookup: rstat ---------------------------------------------
  *
  * The kernel calls the flush for each cgroup and cpu that it was told of,
@@ -645,10 +685,12 @@ cgstat_copy_total(struct cgstat_map map, __u64 id, __u64 *out)
 
 static __always_inline long
 cgstat_lookup_total(struct cgstat_map map, struct cgroup *cgrp, __u64 *out,
-		    void *lock_step, void *flush_step)
+		    void *lock_step, void *own_step, void *climb_step, void *flush_step)
 {
+	struct cgstat_entry *entry;
 	struct cgstat_ctl *ctl;
 	bool locked = false;
+	__u64 id;
 	long ret;
 
 	if (cgstat_config.engine == CGSTAT_NATIVE)
@@ -661,8 +703,11 @@ cgstat_lookup_total(struct cgstat_map map, struct cgroup *cgrp, __u64 *out,
 	bpf_loop(CGSTAT_LOCK_TRIES, lock_step, &locked, 0);
 	if (!ctl || !locked)
 		return -CGSTAT_EBUSY;
-	cgstat_flush_all(ctl, flush_step);
-	ret = cgstat_copy_total(map, cgstat_id(cgrp), out);
+	id = cgstat_id(cgrp);
+	entry = bpf_map_lookup_elem(map.entries, &id);
+	if (entry)
+		cgstat_flush_entry(map, ctl, entry, id, own_step, climb_step, flush_step);
+	ret = cgstat_copy_total(map, id, out);
 	cgstat_unlock(ctl);
 	return ret;
 }

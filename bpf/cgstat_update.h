@@ -10,6 +10,7 @@
  *  - a flush takes the listed mark away, with a full barrier, before it reads;
  *  - what a flush takes from a sum, it takes by atomic exchange. A maximum it
  *    leaves in place: folding that once more changes nothing.
+ *    (Of a leaf it takes so, too, what is listed, and leaves it listed: no harm.)
  * So of an update and a flush that race, either the update finds the mark gone
  * and lists its array again, or the flush finds what was added.
  */

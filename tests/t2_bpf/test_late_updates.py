@@ -247,6 +247,8 @@ def test_deleted_under_the_update(late: Late, file: str, tree: Path, reused: boo
 @pytest.mark.parametrize("taken", [NOTES - 1, NOTES])
 def test_a_push_that_gives_up(late: Late, file: str, tree: Path, taken: int) -> None:
     """A note tells the flush. Where there is no room for one, the update is shown as lost."""
+    # Of a leaf the flush asks no list.
+    (tree / "below").mkdir()
     lost = late.lost(file)
     call(file, UNLOCK)
     call(file, GIVE_UP, taken, cgroup_id(tree))

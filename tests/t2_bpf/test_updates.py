@@ -60,6 +60,12 @@ def inside(cgroupfs: Path, tree: Path) -> Iterator[Path]:
     (cgroupfs / own / "cgroup.procs").write_text(str(os.getpid()))
 
 
+@pytest.fixture(params=["itself", "above"])
+def looked_up(request: pytest.FixtureRequest, inside: Path, tree: Path) -> Path:
+    """Whose total tells: a leaf's flush takes the cgroup's arrays, others' go by the lists."""
+    return inside if request.param == "itself" else tree
+
+
 def count(loaded: Loaded, cgroup: Path | int) -> int:
     return loaded.one(FILE, cgroup, "count")
 
@@ -73,7 +79,9 @@ def test_every_update_is_in_the_next_lookup(calls: Loaded, inside: Path, tree: P
         assert count(calls, above) == number
 
 
-def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree: Path) -> None:
+def test_updates_racing_flushes_on_another_cpu(
+    calls: Loaded, inside: Path, tree: Path, looked_up: Path
+) -> None:
     """Every update is seen by the next lookup, though another cpu flushes all the time."""
     stop = threading.Event()
     cpus = os.sched_getaffinity(0)
@@ -97,7 +105,7 @@ def test_updates_racing_flushes_on_another_cpu(calls: Loaded, inside: Path, tree
     thread = threading.Thread(target=flush)
     thread.start()
     try:
-        here = cgroup_id(inside)
+        here = cgroup_id(looked_up)
         for number in range(1, ROUNDS + 1):
             # The first lists the array; the flush that takes it off meets the second.
             call(ADD, 1)
@@ -119,22 +127,23 @@ def test_histogram_buckets(calls: Loaded, inside: Path) -> None:
 
 
 def test_an_update_that_interrupts_one_that_is_about_to_list(
-    calls: Loaded, inside: Path
+    calls: Loaded, inside: Path, tree: Path, looked_up: Path
 ) -> None:
     """The inner update has ended, so a lookup sees it, though the outer one has not."""
     call(ADD, 1)
-    assert count(calls, inside) == 1
+    # From here on it is on no list.
+    assert count(calls, tree) == 1
     call(INTERRUPT, 10)
     call(ADD, 100)
-    assert count(calls, inside) == 111
+    assert count(calls, looked_up) == 111
     # Once more: the lookup has left the state as it is, or begun anew.
     call(ADD, 1000)
-    assert count(calls, inside) == 1111
+    assert count(calls, looked_up) == 1111
     call(RESUME)
     call(ADD, 10000)
-    assert count(calls, inside) == 11111
+    assert count(calls, looked_up) == 11111
     call(ADD, 100000)
-    assert count(calls, inside) == 111111
+    assert count(calls, looked_up) == 111111
 
 
 def test_spilled_updates(calls: Loaded, inside: Path, tree: Path) -> None:
@@ -189,6 +198,34 @@ def test_an_update_after_a_release_that_flushed_in_part(
     call(ADD, 1)
     assert count(calls, inside) == 2
     assert count(calls, tree) == len(others) + 2
+
+
+def test_a_leaf_is_looked_up_without_the_others(
+    calls: Loaded, inside: Path, tree: Path, engine_name: str
+) -> None:
+    """What is pending elsewhere stays so: it may be all of a machine's."""
+    if not engine_name.startswith("standalone"):
+        pytest.skip("whose flush the kernel makes, and no list tells of")
+
+    def listed() -> bool:
+        fd = calls.fd(FILE, "lists")
+        size = libbpf.map_info(fd).value_size
+        lists = [libbpf.map_lookup(fd, key, size) for key in libbpf.map_keys(fd, 4)]
+        # struct cgstat_list begins with the first of the pairs.
+        return any(each and any(each[:8]) for each in lists)
+
+    other = tree / "other"
+    other.mkdir()
+    count(calls, tree)
+    assert not listed()
+    add_in(other, ADD, 5)
+    call(ADD, 1)
+    assert count(calls, inside) == 1 and listed()
+    # It is on its list as before, and so are the others.
+    call(ADD, 1)
+    assert count(calls, inside) == 2
+    assert count(calls, tree) == 7 and not listed()
+    assert count(calls, other) == 5 and count(calls, inside) == 2
 
 
 def test_user_space_cannot_write(calls: Loaded, tree: Path) -> None:
