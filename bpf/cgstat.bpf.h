@@ -32,8 +32,10 @@
 #define CGSTAT_MAX_CGROUPS 65536
 #endif
 
-#define CGSTAT_EBUSY 16
 #define CGSTAT_ENOENT 2
+#define CGSTAT_EAGAIN 11
+#define CGSTAT_EBUSY 16
+#define CGSTAT_EINVAL 22
 
 #include "cgstat_flush.h"
 
@@ -49,6 +51,7 @@
 		.lists = &map##_lists,					\
 		.ctl = &map##_ctl,					\
 		.native = &map##_native,				\
+		.buffers = &map##_buffers,				\
 		.zero = &map##_zero,					\
 		.elems = map##_elems(),					\
 		.flags = map##_flags(),					\
@@ -62,7 +65,8 @@
 	__attribute__((btf_decl_tag("cgstat:flags:" CGSTAT_TEXT(__VA_ARGS__))))
 
 /*
- * Those of standalone and rstat, then native's, whose type, initial cgroup and
+ * Those of standalone and rstat, among them that which has the buffer of
+ * snapshots as its element, then native's, whose type, initial cgroup and
  * flags the loader sets; its number is not the same on every kernel.
  */
 #define CGSTAT_BPF_MAPS(map, vtype, file, ...)				\
@@ -118,6 +122,19 @@ struct {								\
 	__type(key, __u32);						\
 	__type(value, struct cgstat_ctl);				\
 } map##_ctl SEC(".maps");						\
+struct map##_buffer {							\
+	__uint(type, BPF_MAP_TYPE_ARRAY);				\
+	__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);		\
+	__uint(max_entries, 1);	/* user space: another, as large as it takes */ \
+	__uint(key_size, 4);						\
+	__uint(value_size, 8 + sizeof(vtype));				\
+};									\
+struct {								\
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);			\
+	__uint(max_entries, 1);						\
+	__type(key, __u32);						\
+	__array(values, struct map##_buffer);				\
+} map##_buffers SEC(".maps");						\
 struct {								\
 	__uint(type, CGSTAT_NATIVE_TYPE);				\
 	__type(key, __u64);						\
@@ -231,6 +248,20 @@ static long map##_settle_step(__u32 i, struct cgstat_settle *settle)	\
 {									\
 	return cgstat_settle_step(CGSTAT_MAP_OF(map), settle);		\
 }									\
+static long map##_copy_step(__u32 i, struct cgstat_copy *copy)		\
+{									\
+	if (cgstat_config.engine == CGSTAT_RSTAT)			\
+		return cgstat_copy_step_rstat(CGSTAT_MAP_OF(map), i, copy); \
+	return cgstat_copy_step_standalone(CGSTAT_MAP_OF(map), i, copy); \
+}									\
+static long map##_settle_pending(__u32 i, struct cgstat_copy *copy)	\
+{									\
+	return cgstat_settle_pending(CGSTAT_MAP_OF(map), i, copy);	\
+}									\
+static long map##_quiet_step(__u32 i, struct cgstat_copy *copy)		\
+{									\
+	return cgstat_quiet_step(CGSTAT_MAP_OF(map), copy);		\
+}									\
 static __attribute__((unused)) long					\
 map##_lock_step(__u32 i, bool *locked)					\
 {									\
@@ -343,6 +374,38 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	return 0;							\
 }
 
+/*
+ * A snapshot. With rstat the flush has to precede it, by a program of the kind
+ * that may.
+ */
+#define CGSTAT_SNAPSHOT(map)						\
+struct map##_snapshot_ctx {						\
+	__u32 count;		/* cgroups */				\
+	__u32 room;		/* rstat: entries that can be saved */	\
+	__s64 ret;		/* 0, -EBUSY, -EAGAIN or -EINVAL */	\
+};									\
+SEC("syscall") int map##_snapshot(struct map##_snapshot_ctx *ctx)	\
+{									\
+	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));	\
+	struct cgstat_copy copy = { .count = ctx->count };		\
+	__u32 room = ctx->room;						\
+									\
+	ctx->ret = -CGSTAT_EBUSY;					\
+	if (!ctl || !cgstat_trylock(ctl))				\
+		return 0;						\
+	if (cgstat_config.engine == CGSTAT_RSTAT) {			\
+		ctx->ret = cgstat_snapshot_rstat(CGSTAT_MAP_OF(map), ctl, &copy, \
+						 room, map##_quiet_step, map##_copy_step, \
+						 map##_settle_pending);	\
+	} else {							\
+		cgstat_flush_all(ctl, map##_flush_step);		\
+		bpf_loop(copy.count, map##_copy_step, &copy, 0);	\
+		ctx->ret = copy.done == copy.count ? 0 : -CGSTAT_EINVAL; \
+	}								\
+	cgstat_unlock(ctl);						\
+	return 0;							\
+}
+
 /* Everything: @elems and @flags_ are constants to the verifier at the latest. */
 #define CGSTAT_DECLARE(map, vtype, file, aggregator, elems, flags_, ...)	\
 	CGSTAT_BPF_MAPS(map, vtype, file, __VA_ARGS__)			\
@@ -354,6 +417,7 @@ SEC("syscall") int map##_lookup(struct map##_lookup_ctx *ctx)		\
 	CGSTAT_CALLBACKS(map)						\
 	CGSTAT_LIFE_CYCLE(map)						\
 	CGSTAT_LOOKUP_STANDALONE(map, vtype)				\
+	CGSTAT_SNAPSHOT(map)						\
 	CGSTAT_RSTAT_PROGRAMS(map)					\
 	struct map##_entry
 

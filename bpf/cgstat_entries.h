@@ -92,6 +92,16 @@ static __always_inline struct cgroup *cgstat_task_cgroup(struct task_struct *tas
 
 /* ---- entries ------------------------------------------------------------ */
 
+static __always_inline __u64 *cgstat_total(struct cgstat_entry *entry, __u32 elems)
+{
+	return cgstat_spill(entry) + elems;
+}
+
+static __always_inline __u64 *cgstat_pending(struct cgstat_entry *entry, __u32 elems)
+{
+	return cgstat_spill(entry) + 2 * elems;
+}
+
 /* Whether @cgrp is the map's initial cgroup or below it. */
 static __always_inline bool
 cgstat_is_inside(struct cgroup *cgrp, const volatile struct cgstat_map_config *config)

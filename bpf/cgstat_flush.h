@@ -5,17 +5,7 @@
 #ifndef CGSTAT_FLUSH_H
 #define CGSTAT_FLUSH_H
 
-#include "cgstat_entries.h"
-
-static __always_inline __u64 *cgstat_total(struct cgstat_entry *entry, __u32 elems)
-{
-	return cgstat_spill(entry) + elems;
-}
-
-static __always_inline __u64 *cgstat_pending(struct cgstat_entry *entry, __u32 elems)
-{
-	return cgstat_spill(entry) + 2 * elems;
-}
+#include "cgstat_snapshot.h"
 
 /* ---- flush -------------------------------------------------------------- */
 
@@ -562,17 +552,15 @@ cgstat_settle_step(struct cgstat_map map, struct cgstat_settle *settle)
 
 /* Fold per-cpu, spill and pending into total, and into the parent's pending. */
 static __always_inline void
-cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step)
+cgstat_fold_rstat(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_entry *entry,
+		  __u64 id, __u64 cpu, void *settle_step)
 {
 	struct cgstat_settle settle = { .key = { .id = id } };
 	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
-	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id), *parent;
-	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+	struct cgstat_entry *parent;
 	__u64 *pending, parent_id;
 	struct cgstat_pair *pair;
 
-	if (!entry || !ctl)
-		return;
 	pending = cgstat_pending(entry, map.elems);
 	pair = bpf_map_lookup_elem(map.pairs, &key);
 	if (pair)
@@ -598,6 +586,19 @@ cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step
 	cgstat_clear_pending(map, pending);
 	if (entry->dead && !bpf_map_delete_elem(map.entries, &id))
 		__sync_fetch_and_add(&ctl->entries, -1);
+}
+
+static __always_inline void
+cgstat_flush_rstat(struct cgstat_map map, __u64 id, __u64 cpu, void *settle_step)
+{
+	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
+	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
+
+	if (!entry || !ctl)
+		return;
+	cgstat_begin_fold(map, ctl, entry, id);
+	cgstat_fold_rstat(map, ctl, entry, id, cpu, settle_step);
+	cgstat_end_fold(ctl);
 }
 
 /*

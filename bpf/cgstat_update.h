@@ -78,7 +78,10 @@ struct cgstat_entry {
 	__u64 parent;		/* id of the parent; its own id at the top; 0: not ready */
 	__u32 dead;		/* the cgroup was released */
 	__u32 children;		/* standalone: entries whose parent this is */
-	__u64 next_dead;	/* standalone: id of the next on the list of released cgroups */
+	union {
+		__u64 next_dead;	/* standalone: id of the next on the list of released cgroups */
+		__u64 saved;		/* rstat: where a snapshot has it, see cgstat_snapshot.h */
+	};
 	struct cgstat_link link;	/* of the spill array */
 };
 
@@ -105,15 +108,26 @@ struct cgstat_ctl {
 	__u64 spilled;		/* updates that found no per-cpu array */
 	__u64 displaced;	/* updates counted to an ancestor, for want of an entry */
 	__u64 lost;		/* updates that could not be counted */
-	/* standalone alone, from here on: */
-	__u64 lock;		/* held by the flusher */
-	__u64 released;		/* cgroups released since the last cycle began: the newest */
-	__u64 phase;		/* of the cycle that is under way, and where it is: */
-	__u64 cpu;		/* ... the next cpu */
-	__u64 pair;		/* ... the next on the list taken: of pairs, from cpu - 1;
-				 *     before that, of released cgroups */
-	__u64 spill;		/* ... the next on the list of spill arrays taken there */
-	__u64 dead;		/* ... the next released cgroup to delete */
+	__u64 lock;		/* standalone: held by the flusher; rstat: by who makes a snapshot */
+	union {
+		struct {	/* standalone */
+			__u64 released;	/* cgroups released since the last cycle began: the newest */
+			__u64 phase;	/* of the cycle that is under way, and where it is: */
+			__u64 cpu;	/* ... the next cpu */
+			__u64 pair;	/* ... the next on the list taken: of pairs, from cpu - 1;
+					 *     before that, of released cgroups */
+			__u64 spill;	/* ... the next on the list of spill arrays taken there */
+			__u64 dead;	/* ... the next released cgroup to delete */
+		};
+		struct {	/* rstat: of snapshots, see cgstat_snapshot.h */
+			__u64 folding;	/* a fold is under way */
+			__u64 snapshot;	/* the number of the one that is being made; or 0 */
+			__u64 snapshots;	/* how many there have been */
+			__u64 saved;	/* entries that folds have saved for it */
+			__u64 room;	/* ... and that there is room for */
+			__u64 first;	/* ... the first place in the buffer */
+		};
+	};
 };
 
 /* Flags of a stats map, given with its declaration. */
@@ -135,6 +149,7 @@ struct cgstat_map {
 	void *lists;
 	void *ctl;
 	void *native;
+	void *buffers;
 	const void *zero;
 	__u32 elems;
 	__u32 flags;

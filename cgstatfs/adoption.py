@@ -13,12 +13,14 @@ import errno
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 from . import btf, libbpf
 from .collectors import CollectorError, check_file_name
 from .hierarchy import Cgroup, Hierarchy
+from .subtree import Subtree
 from .valuetype import Element, ValueType
 
 __all__ = ("AdoptedMap",)
@@ -64,6 +66,7 @@ class AdoptedMap:
     :param name: of the file
     :param path: where the map is pinned
     :ivar description: in words
+    :ivar value_type: of what is shown
     :raises CollectorError: it cannot be shown, and why
     """
 
@@ -77,7 +80,7 @@ class AdoptedMap:
         try:
             self._info = info = libbpf.map_info(self._fd)
             self._get = self._getter()
-            self._type = _value_type(info)
+            self.value_type = _value_type(info)
             self._check_keys()
         except (CollectorError, ValueError, OSError) as error:
             os.close(self._fd)
@@ -155,12 +158,12 @@ class AdoptedMap:
         finally:
             os.close(directory)
 
-    def _subtree(self, cgroup: Cgroup) -> Iterator[Cgroup]:
-        stack = [cgroup]
-        while stack:
-            cgroup = stack.pop()
-            yield cgroup
-            stack.extend(cgroup.children.values())
+    def _own(self, cgroup: Cgroup) -> list[int]:
+        """What the map has for a cgroup itself, all elements together."""
+        total = [0] * self.value_type.elements
+        for element in self._get(cgroup):
+            total = [a + b for a, b in zip(total, self.value_type.unpack(element))]
+        return total
 
     def read(self, cgroup_id: int) -> bytes:
         """The text of the file: the sum over the subtree.
@@ -170,12 +173,34 @@ class AdoptedMap:
         top = self._hierarchy.by_id.get(cgroup_id)
         if top is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"cgroup {cgroup_id}")
-        unpack = self._type.unpack
-        total = [0] * self._type.elements
-        for cgroup in self._subtree(top):
-            for element in self._get(cgroup):
-                total = [a + b for a, b in zip(total, unpack(element))]
-        return self._type.format(tuple(each & _MASK for each in total))
+        total = [0] * self.value_type.elements
+        for cgroup in Subtree(top).cgroups:
+            total = [a + b for a, b in zip(total, self._own(cgroup))]
+        return self.value_type.format(tuple(each & _MASK for each in total))
+
+    def snapshot(self, ids: array, parents: array) -> bytes:
+        """Sums over the subtrees of cgroups, as of one walk; see :data:`engines.base.Snapshot`.
+
+        Each element is read once, so that all sums that it is a part of agree.
+        """
+        top = self._hierarchy.by_id.get(ids[0])
+        size = 1 + self.value_type.elements
+        records = array("Q", bytes(8 * size * len(ids)))
+        if top is None:
+            return records.tobytes()
+        wanted = {id: place for place, id in enumerate(ids)}
+        # Of all there are, whether or not they are asked for.
+        subtree = Subtree(top)
+        sums = [self._own(cgroup) for cgroup in subtree.cgroups]
+        for place in range(len(sums) - 1, -1, -1):
+            total, id = sums.pop(), subtree.cgroups[place].id
+            if place:
+                above = sums[subtree.parents[place]]
+                above[:] = [a + b for a, b in zip(above, total)]
+            if id in wanted:
+                at = wanted[id] * size
+                records[at : at + size] = array("Q", [id, *(each & _MASK for each in total)])
+        return records.tobytes()
 
     def close(self) -> None:
         os.close(self._fd)

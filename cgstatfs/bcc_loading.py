@@ -80,8 +80,8 @@ def _run(obj: libbpf.Object, root_id: int, prefix: str, into: Collector) -> None
         into.links[f"{prefix}_{ending}"] = os.dup(link.fd)
         into.programs[f"{prefix}_{ending}"] = os.dup(program.fd)
         link.close()
-    reader = into.engine.reader
-    into.programs[f"{prefix}_{reader}"] = os.dup(obj.programs[f"{_GENERIC}_{reader}"].fd)
+    for ending in into.engine.served:
+        into.programs[f"{prefix}_{ending}"] = os.dup(obj.programs[f"{_GENERIC}_{ending}"].fd)
     for part in into.engine.parts:
         into.maps[f"{prefix}_{part}"] = os.dup(obj.maps[f"{_GENERIC}_{part}"].fd)
     into.maps[f"{prefix}_config"] = os.dup(obj.maps[f".rodata.{_GENERIC}"].fd)
@@ -100,6 +100,9 @@ def _load_generic(typed: _Typed, request: Request, into: Collector) -> None:
         obj.maps[f"{_GENERIC}_entries"].reuse(typed.entries)
         for part, head in (("pairs", _PAIR), ("slots", _SLOT)):
             obj.maps[f"{_GENERIC}_{part}"].value_size = head + typed.about.value_type.size
+        buffer = obj.maps[f"{_GENERIC}_buffers"].inner
+        assert buffer
+        buffer.value_size = 8 + typed.about.value_type.size
         standalone = replace(request, engine=into.engine, keep=None)
         into_kernel(obj, standalone, [Stage(_GENERIC, typed.about, 0)])
         _run(obj, request.root_id, declared.prefix, into)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from . import btf, libbpf
 from .engines import ENGINES, Engine, Usage
-from .engines.base import Lookup
+from .engines.base import Lookup, Snapshot
 from .valuetype import ValueType
 
 __all__ = (
@@ -53,6 +53,7 @@ class StatsMap:
     :param prefix: its name in the collector's source
     :param initial: id of its initial cgroup; 0: the root of the hierarchy
     :param lookup: the engine's flushing lookup
+    :param snapshot: of many cgroups; None: an earlier version of cgstatfs loaded it, without
     """
 
     file: str
@@ -61,6 +62,7 @@ class StatsMap:
     flags: frozenset[str]
     initial: int
     lookup: Lookup
+    snapshot: Snapshot | None = None
 
 
 @dataclass
@@ -133,14 +135,25 @@ class Collector:
     def _stats_map(self, prefix: str) -> StatsMap:
         about = self.description(prefix)
         lookup = self.engine.lookup(self.reader(prefix), about.value_type)
+        snapshot = None
+        if self.engine.snapshots_by.issubset(self._endings(prefix)):
+            served = {ending: self._descriptor(prefix, ending) for ending in self.engine.snapshots_by}
+            snapshot = self.engine.snapshot(served, about.value_type, lookup)
         return StatsMap(
-            about.file, prefix, about.value_type, about.flags, self.initial(prefix), lookup
-        )
+            about.file, prefix, about.value_type, about.flags, self.initial(prefix), lookup,
+            snapshot,
+        )  # fmt: skip
 
     def reader(self, prefix: str) -> int:
         """Descriptor of what a stats map's lookups go through."""
-        name = f"{prefix}_{self.engine.reader}"
-        return (self.maps if self.engine.reader in self.engine.parts else self.programs)[name]
+        return self._descriptor(prefix, self.engine.reader)
+
+    def _descriptor(self, prefix: str, ending: str) -> int:
+        kind = self.maps if ending in self.engine.parts else self.programs
+        return kind[f"{prefix}_{ending}"]
+
+    def _endings(self, prefix: str) -> set[str]:
+        return {name.removeprefix(f"{prefix}_") for name in (*self.maps, *self.programs)}
 
     def usage(self, prefix: str) -> Usage:
         """What a stats map takes, and what it says of its updates."""
@@ -183,9 +196,13 @@ class Collector:
                 collector.maps[path.name] = libbpf.get_pinned(path)
             number, *_ = CONFIG.unpack_from(collector._config(_CONFIG_PIN))
             collector.engine = _engine_numbered(number)
-            lookups = {f"{prefix}_{collector.engine.reader}" for prefix in collector.prefixes}
+            served = {
+                f"{prefix}_{ending}"
+                for prefix in collector.prefixes
+                for ending in collector.engine.served
+            }
             for path in sorted((directory / "programs").iterdir()):
-                if not to_serve or path.name in lookups:
+                if not to_serve or path.name in served:
                     collector.programs[path.name] = libbpf.get_pinned(path)
         except BaseException:
             collector.close()

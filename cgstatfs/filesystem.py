@@ -37,7 +37,10 @@ from .hierarchy import Cgroup, Hierarchy
 from .invalidation import Invalidator
 from .journal import Seldom
 from .known import Known
-from .openfiles import OpenFiles
+from .openfiles import UNKNOWN, OpenFiles
+from .requester import Requester
+from .subtree import MakeText, Subtree
+from .texts import Text, WholeText
 
 __all__ = ("FileSystem",)
 
@@ -55,6 +58,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 # In the root, for who asks for it by name.
 ABOUT = b".cgstatfs"
+# In every directory, likewise.
+TREE = b".tree"
 
 # From the names of the files in it to their texts.
 About = Callable[[], dict[bytes, Callable[[], bytes]]]
@@ -66,16 +71,21 @@ ReadFile = Callable[[int], bytes]
 class _File:
     """A stats map, as a file.
 
+    :ivar subtree: of the file of its name in ``.tree``; None: there is none
     :ivar about: it is one in ``.cgstatfs`` instead, and of no cgroup
     :ivar gone: it was unloaded
     """
 
-    __slots__ = ("name", "tag", "read", "about", "gone")
+    __slots__ = ("name", "tag", "read", "subtree", "about", "gone")
 
-    def __init__(self, name: bytes, tag: int, read: ReadFile, about: bool = False) -> None:
+    def __init__(
+        self, name: bytes, tag: int, read: ReadFile, subtree: MakeText | None = None,
+        about: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
         self.tag = tag
         self.read = read
+        self.subtree = subtree
         self.about = about
         self.gone = False
 
@@ -88,21 +98,30 @@ def _no_text(_: int) -> bytes:
 class _OpenFile:
     """An open file.
 
+    :ivar tree: it is the one in ``.tree``
+    :ivar opener: who opened it, for those; None: an earlier daemon knew
     :ivar snapshot: the text that its last read at offset 0 gave
+    :ivar memory: that it takes
     :ivar length: of the text that an earlier daemon gave, and which ended with it
     :ivar slot: where the next daemon finds it
     """
 
-    __slots__ = ("cgroup", "file", "user", "slot", "snapshot", "length")
+    __slots__ = (
+        "cgroup", "file", "user", "slot", "tree", "opener", "snapshot", "memory", "length",
+    )  # fmt: skip
 
     def __init__(
-        self, cgroup: Cgroup, file: _File, user: int, slot: int, length: int | None = None
-    ) -> None:
+        self, cgroup: Cgroup, file: _File, user: int, slot: int, *, tree: bool = False,
+        opener: Requester | None = None, length: int | None = None,
+    ) -> None:  # fmt: skip
         self.cgroup = cgroup
         self.file = file
         self.user = user
         self.slot = slot
-        self.snapshot = b""
+        self.tree = tree
+        self.opener = opener
+        self.snapshot: Text | None = None
+        self.memory = 0
         self.length = length
 
 
@@ -173,12 +192,13 @@ class FileSystem(pyfuse3.Operations):
         self._removed: dict[int, Cgroup] = {}
         hierarchy.on_change(self._on_change)
 
-    def add_file(self, name: bytes, read: ReadFile) -> None:
+    def add_file(self, name: bytes, read: ReadFile, subtree: MakeText | None = None) -> None:
         """Show a stats map in every directory.
 
+        :param subtree: makes the text of its file in ``.tree``; None: there is none
         :raises ValueError: the name is taken, or cannot be told from one that is
         """
-        file = _File(name, nodes.tag(name), read)
+        file = _File(name, nodes.tag(name), read, subtree)
         other = self._file_of_tag.get(file.tag)
         if other:
             raise ValueError(
@@ -218,7 +238,11 @@ class FileSystem(pyfuse3.Operations):
             if file is None:
                 file = _File(b"", slot.tag, _no_text)
                 file.gone = True
-            self._open[slot.handle] = _OpenFile(cgroup, file, slot.user, slot.index, slot.length)
+            opener = Requester.passing_all(slot.user) if slot.searches_all else None
+            self._open[slot.handle] = _OpenFile(
+                cgroup, file, slot.user, slot.index, tree=slot.tree, opener=opener,
+                length=slot.length,
+            )  # fmt: skip
             self._open_of_user[slot.user] += 1
         return gone
 
@@ -256,13 +280,18 @@ class FileSystem(pyfuse3.Operations):
             if file is None:
                 raise FUSEError(errno.ESTALE)
             return self._hierarchy.root, file
-        id, tag = nodes.split_file_node(node)
+        in_tree = nodes.is_tree(node)
+        id, tag = nodes.split_tree_node(node) if in_tree else nodes.split_file_node(node)
         file = self._file_of_tag.get(tag)
         if file is None and unloaded:
             file = next((each.file for each in self._open.values() if each.file.tag == tag), None)
-        if file is None:
+        if file is None or (in_tree and not file.subtree):
             raise FUSEError(errno.ESTALE)
         return self._cgroup(id), file
+
+    def _tree_cgroup(self, node: int) -> Cgroup:
+        """Of a ``.tree``, or of what is in one."""
+        return self._cgroup(nodes.split_tree_node(node)[0])
 
     def _gone(self, cgroup: Cgroup) -> FUSEError:
         """The answer to a path walk that came to a removed cgroup."""
@@ -323,21 +352,43 @@ class FileSystem(pyfuse3.Operations):
 
     def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
         status, _ = self._stat(cgroup)
-        entry = EntryAttributes()
+        entry = self._plain_attributes(status)
         entry.st_ino = (
             nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
         )
-        entry.st_mode = stat.S_IFREG | 0o444
         entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
+        entry.st_size = self._length(cgroup, file)
+        return entry
+
+    @staticmethod
+    def _plain_attributes(status: os.stat_result) -> EntryAttributes:
+        """What files in a directory have in common."""
+        entry = EntryAttributes()
+        entry.st_mode = stat.S_IFREG | 0o444
         entry.st_uid = status.st_uid
         entry.st_gid = status.st_gid
-        entry.st_size = self._length(cgroup, file)
         entry.st_atime_ns = entry.st_ctime_ns = status.st_ctime_ns
         # What rsync and cp -u go by: the text is of now.
         entry.st_mtime_ns = time.time_ns()
         entry.st_blksize = 4096
         entry.entry_timeout = 0
         entry.attr_timeout = _FILE_ATTRIBUTES
+        return entry
+
+    def _tree_attributes(self, cgroup: Cgroup) -> EntryAttributes:
+        """Of ``.tree``: who can search the directory can search it; never in the kernel's cache."""
+        entry = self._directory_attributes(cgroup)
+        entry.st_ino = nodes.tree_node(cgroup.id)
+        entry.st_nlink = 2
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
+    def _tree_file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
+        """Without the length, which it would take the whole text to know."""
+        status, _ = self._stat(cgroup)
+        entry = self._plain_attributes(status)
+        entry.st_ino = nodes.tree_file_node(cgroup.id, file.tag)
+        entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
         return entry
 
     def _text(self, cgroup: Cgroup, file: _File, gone: int) -> bytes:
@@ -366,6 +417,10 @@ class FileSystem(pyfuse3.Operations):
     def getattr(self, node: int, ctx: RequestContext) -> EntryAttributes:
         if node == nodes.ABOUT:
             return self._about_attributes()
+        if nodes.is_tree_file(node):
+            return self._tree_file_attributes(*self._cgroup_and_file(node, unloaded=True))
+        if nodes.is_tree(node):
+            return self._tree_attributes(self._tree_cgroup(node))
         if nodes.is_file(node) or nodes.is_about(node):
             return self._file_attributes(*self._cgroup_and_file(node, unloaded=True))
         # Who may not pass by what the kernel has cached is let ask, and should know.
@@ -379,6 +434,8 @@ class FileSystem(pyfuse3.Operations):
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if parent == nodes.ABOUT:
             return self._look_up_about(name)
+        if nodes.is_tree(parent):
+            return self._look_up_in_tree(self._tree_cgroup(parent), name)
         directory = self._cgroup(parent)
         if not directory.alive:
             raise self._gone(directory)
@@ -390,10 +447,20 @@ class FileSystem(pyfuse3.Operations):
             return entry
         if name == ABOUT and parent == nodes.ROOT:
             return self._about_attributes()
+        if name == TREE:
+            return self._tree_attributes(directory)
         file = self._files.get(name)
         if file is None:
             raise FUSEError(errno.ENOENT)
         return self._file_attributes(directory, file)
+
+    def _look_up_in_tree(self, directory: Cgroup, name: bytes) -> EntryAttributes:
+        if not directory.alive:
+            raise self._gone(directory)
+        file = self._files.get(name)
+        if file is None or not file.subtree:
+            raise FUSEError(errno.ENOENT)
+        return self._tree_file_attributes(directory, file)
 
     def _look_up_about(self, name: bytes) -> EntryAttributes:
         file = self._about_file(nodes.tag(name))
@@ -413,7 +480,7 @@ class FileSystem(pyfuse3.Operations):
     async def forget(self, inode_list: list[tuple[int, int]]) -> None:
         # No answer is expected, so there is none to put an error into; nothing here raises.
         for node, count in inode_list:
-            if node == nodes.ROOT or nodes.is_file(node) or nodes.is_about(node):
+            if node == nodes.ROOT or node >= nodes.NO_CGROUP:
                 continue
             cgroup = self._hierarchy.by_id.get(node) or self._removed.get(node)
             if cgroup is None:
@@ -432,13 +499,17 @@ class FileSystem(pyfuse3.Operations):
     def opendir(self, node: int, ctx: RequestContext) -> int:
         if node == nodes.ABOUT:
             return node
-        self._check_walk(self._cgroup(node), ctx)
+        cgroup = self._tree_cgroup(node) if nodes.is_tree(node) else self._cgroup(node)
+        self._check_walk(cgroup, ctx)
         return node
 
     @_guarded
     def readdir(self, handle: int, start: int, token: ReaddirToken) -> None:
         if handle == nodes.ABOUT:
             self._list_about(start, token)
+            return
+        if nodes.is_tree(handle):
+            self._list_tree(self._tree_cgroup(handle), start, token)
             return
         directory = self._cgroup(handle)
         if start < nodes.COOKIE_DOTDOT and not self._list_dots(directory, start, token):
@@ -489,6 +560,21 @@ class FileSystem(pyfuse3.Operations):
             if cookie > start and not pyfuse3.readdir_reply(token, name, attributes(), cookie):
                 return
 
+    def _list_tree(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
+        if not directory.alive:
+            return
+        entries = [
+            (nodes.COOKIE_DOT, b".", self._tree_attributes(directory)),
+            (nodes.COOKIE_DOTDOT, b"..", self._directory_attributes(directory)),
+        ]
+        for tag, file in sorted(self._file_of_tag.items()):
+            if file.subtree:
+                attributes = self._tree_file_attributes(directory, file)
+                entries.append((nodes.file_cookie(tag), file.name, attributes))
+        for cookie, name, attributes in entries:
+            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes, cookie):
+                return
+
     def _list_files(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
         for tag, file in sorted(self._file_of_tag.items()):
             cookie = nodes.file_cookie(tag)
@@ -515,10 +601,15 @@ class FileSystem(pyfuse3.Operations):
             raise FUSEError(errno.EMFILE)
         id = 0 if file.about else cgroup.id
         handle = self._new_handle(id, file)
-        slot = self._slots.add(handle, id, ctx.uid, file.tag)
+        tree = nodes.is_tree(node)
+        opener = Requester.of(ctx.uid, ctx.gid, ctx.pid) if tree else None
+        slot = self._slots.add(
+            handle, id, ctx.uid, file.tag, tree=tree,
+            searches_all=opener is not None and opener.searches_all,
+        )  # fmt: skip
         if slot is None:
             raise FUSEError(errno.ENFILE)
-        self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot)
+        self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot, tree=tree, opener=opener)
         self._open_of_user[ctx.uid] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
@@ -544,23 +635,53 @@ class FileSystem(pyfuse3.Operations):
                 raise FUSEError(errno.ESTALE)
             if current:
                 return b""
-        elif current and (offset == 0 or not file.snapshot):
+        elif current and (offset == 0 or file.snapshot is None):
             # As a kernel seq file does: what precedes the offset is made, and passed over.
             self._take_snapshot(file)
-        if not current and offset >= len(file.snapshot):
+        part = file.snapshot.read(offset, size) if file.snapshot else b""
+        if not current and not part:
             raise FUSEError(errno.ENODEV)
-        return file.snapshot[offset : offset + size]
+        if file.tree and file.snapshot:
+            self._account(file, file.snapshot)
+        return part
 
     def _take_snapshot(self, file: _OpenFile) -> None:
         """Look up, and keep the text in place of the one before."""
-        text = self._text(file.cgroup, file.file, errno.ENODEV)
-        more = len(text) - len(file.snapshot)
+        text = self._subtree_text(file) if file.tree else WholeText(
+            self._text(file.cgroup, file.file, errno.ENODEV)
+        )  # fmt: skip
+        more = text.memory - file.memory
         if file.user and more > 0 and self._snapshot_bytes + more > self._snapshot_memory:
             self._say_full()
             raise FUSEError(errno.ENFILE)
-        self._snapshot_bytes += more
         file.snapshot, file.length = text, None
-        self._slots.read(file.slot, len(text))
+        self._account(file, text)
+
+    def _account(self, file: _OpenFile, text: Text) -> None:
+        """Write down what a text takes, and how long it is, as it was made or went on."""
+        self._snapshot_bytes += text.memory - file.memory
+        file.memory = text.memory
+        self._slots.read(file.slot, UNKNOWN if text.length is None else text.length)
+
+    def _subtree_text(self, file: _OpenFile) -> Text:
+        opener = file.opener
+        if opener is None:
+            # Who it was that opened it is not known any more.
+            raise FUSEError(errno.ESTALE)
+        assert file.file.subtree
+        self._attributes.drain()
+
+        def may_search(cgroup: Cgroup) -> bool:
+            try:
+                return opener.may_search(self._attributes.get(cgroup)[0])
+            except OSError:
+                return False  # Removed just now, or so deep that no path leads there.
+
+        room = os.pathconf(self._hierarchy.path, "PC_PATH_MAX") - 1
+        return file.file.subtree(Subtree(
+            file.cgroup, None if opener.searches_all else may_search,
+            room - len(self._hierarchy.directory(file.cgroup)),
+        ))  # fmt: skip
 
     def _say_full(self) -> None:
         """Seldom: whoever reads on would fill the log."""
@@ -578,7 +699,7 @@ class FileSystem(pyfuse3.Operations):
         if file is None:
             return  # Closed by a daemon that was killed before it had answered.
         self._slots.remove(file.slot)
-        self._snapshot_bytes -= len(file.snapshot)
+        self._snapshot_bytes -= file.memory
         user = file.user
         self._open_of_user[user] -= 1
         if not self._open_of_user[user]:

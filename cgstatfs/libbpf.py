@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -48,6 +49,7 @@ __all__ = (
     "program_btf",
     "program_exists",
     "recursion_misses",
+    "run_while_busy",
     "test_run",
 )
 
@@ -82,11 +84,14 @@ for _name in (
     "bpf_object__next_program",
     "bpf_program__attach",
     "bpf_map__initial_value",
+    "bpf_map__inner_map",
     "ring_buffer__new",
 ):
     getattr(lib, _name).restype = c_void_p
 lib.bpf_program__autoload.restype = ctypes.c_bool
-for _name in ("bpf_map__max_entries", "bpf_map__key_size", "bpf_map__value_size"):
+for _name in (
+    "bpf_map__max_entries", "bpf_map__key_size", "bpf_map__value_size", "bpf_map__map_flags",
+):  # fmt: skip
     getattr(lib, _name).restype = c_uint32
 for _name in (
     "bpf_map__name",
@@ -359,6 +364,17 @@ class Map:
     def type(self, number: int) -> None:
         check(lib.bpf_map__set_type(self._handle, number), self.name)
 
+    @property
+    def inner(self) -> Map | None:
+        """What the elements of a map of maps are to be like; None: it is none."""
+        handle = lib.bpf_map__inner_map(self._handle)
+        return Map(handle) if handle else None
+
+    @property
+    def flags(self) -> int:
+        """``map_flags``."""
+        return lib.bpf_map__map_flags(self._handle)
+
     def set_flags(self, flags: int) -> None:
         """Before load: ``map_flags``."""
         check(lib.bpf_map__set_map_flags(self._handle, c_uint32(flags)), self.name)
@@ -446,6 +462,14 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
         return None
     check(result, f"map {fd}")
     return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Set the element at *key*; of a map of maps, to the map of the descriptor in *value*.
+
+    :raises OSError: the kernel refuses
+    """
+    check(lib.bpf_map_update_elem(fd, key, value, c_uint64(0)), f"map {fd}")
 
 
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
@@ -554,6 +578,22 @@ def test_run(fd: int, context: ctypes.Structure) -> Callable[[], None]:
             raise OSError(-result, os.strerror(-result), "lookup")
 
     return run
+
+
+_BUSY_TRIES = 1000
+
+
+def run_while_busy(run: Callable[[], None], context: ctypes.Structure) -> None:
+    """Run a program of :func:`test_run` until the ``ret`` of its context is not ``EBUSY``.
+
+    It still is if what somebody else does, does not end.
+    """
+    for attempt in range(_BUSY_TRIES):
+        run()
+        if context.ret != -errno.EBUSY:
+            return
+        # A release takes microseconds, another reader more.
+        time.sleep(0 if attempt < 100 else 0.001)
 
 
 class _OpenOpts(ctypes.Structure):

@@ -24,7 +24,7 @@ from . import btf, libbpf, placement
 from .collectors import (
     CONFIG, MAP_CONFIG, Collector, CollectorError, check_collector_name, check_file_name, detach,
 )  # fmt: skip
-from .engines import ENGINES, Engine, Rstat, Setting
+from .engines import BUFFER_FLAGS, BUFFERS, ENGINES, Engine, Rstat, Setting
 from .files import read_collector
 from .objects import object_path
 from .refusals import attach_refused, refusals
@@ -43,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _GLOBALS = re.compile(r"\w*\.(rodata|data|bss|kconfig)[\w.]*", re.ASCII)
 
 # include/uapi/linux/bpf.h: enum bpf_map_type
-_HASH, _ARRAY = 1, 2
+_HASH, _ARRAY, _ARRAY_OF_MAPS = 1, 2, 12
 # What is declared, CGSTAT_NATIVE_TYPE; a kernel that has the type may have another number for it.
 _NATIVE = 34
 # enum cgstat_operation of bpf/cgstat_entries.h
@@ -175,12 +175,18 @@ def _check_parts(obj: libbpf.Object, stage: Stage) -> None:
         "slots": (_ARRAY, 4, _SLOT + 8 * elements),
         "lists": (_ARRAY, 4, _LIST),
         "ctl": (_ARRAY, 4, _CTL),
+        "buffers": (_ARRAY_OF_MAPS, 4, 4),
         "native": (_NATIVE, 8, 8 * elements),
     }
     for part, sizes in expected.items():
         found = obj.maps.get(f"{stage.prefix}_{part}")
         if found is None or (found.type, found.key_size, found.value_size) != sizes:
             raise _other_version(f'map "{stage.prefix}_{part}"')
+    inner = obj.maps[f"{stage.prefix}_buffers"].inner
+    if inner is None or (
+        inner.type, inner.key_size, inner.value_size, inner.max_entries, inner.flags
+    ) != (_ARRAY, 4, 8 + 8 * elements, 1, BUFFER_FLAGS):  # fmt: skip
+        raise _other_version(f'map "{stage.prefix}_buffers"')
     room = obj.maps[f"{stage.prefix}_entries"].max_entries
     if not 0 < room <= _MAX_CGROUPS:
         raise CollectorError(
@@ -323,7 +329,9 @@ def _reuse(
             what = f"the type of {', '.join(changed)}" if changed else "the engine"
             notes.append(f"counting began anew: {what} changed")
             return False
-        names = [f"{stage.prefix}_{part}" for stage in stages for part in engine.parts]
+        # Buffers hold no counts.
+        parts = [part for part in engine.parts if part != BUFFERS]
+        names = [f"{stage.prefix}_{part}" for stage in stages for part in parts]
         if not all(name in old.maps and _fits(obj.maps[name], old.maps[name]) for name in names):
             notes.append("counting began anew: another version of cgstatfs laid the maps out")
             return False
@@ -412,9 +420,9 @@ def _collected(
             full = f"{stage.prefix}_{part}"
             collector.maps[full] = os.dup(obj.maps[full].fd)
         collector.maps[f"{stage.prefix}_config"] = os.dup(obj.maps[f".rodata.{stage.prefix}"].fd)
-        if engine.reader in engine.programs:
-            lookup = f"{stage.prefix}_{engine.reader}"
-            collector.programs[lookup] = os.dup(obj.programs[lookup].fd)
+        for ending in engine.served:
+            full = f"{stage.prefix}_{ending}"
+            collector.programs[full] = os.dup(obj.programs[full].fd)
     for full, link in links:
         collector.links[full] = os.dup(link.fd)
         collector.programs[full] = os.dup(obj.programs[full].fd)
@@ -453,7 +461,8 @@ def into_kernel(
     # Those that are used on are frozen already, and refuse it.
     for stage in () if kept else stages:
         for part in engine.parts:
-            obj.maps[f"{stage.prefix}_{part}"].freeze()
+            if part != BUFFERS:
+                obj.maps[f"{stage.prefix}_{part}"].freeze()
     return engine, notes, kept
 
 

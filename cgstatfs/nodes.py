@@ -8,6 +8,8 @@ of several opens it is), so that they mean the same to whichever daemon serves t
 node of a directory   the cgroup's id; 1 for the root of the mount, as FUSE wants it
 node of a file        1 in bit 63, the map's tag in 14 bits, the cgroup's id in 49 bits
 node in ``.cgstatfs``  1 in bit 62, a tag in 14 bits; the directory itself has none
+node of a ``.tree``   1 in bit 61, the cgroup's id in 46 bits
+node in a ``.tree``   1 in bits 61 and 60, the map's tag in 14 bits, the cgroup's id in 46 bits
 file handle           which open in 14 bits, the map's tag in 14 bits, the id's low 36 bits
                       (0 of a file in ``.cgstatfs``)
 cookie of a directory  2 more than the id: 1 and 2 are ``.`` and ``..``
@@ -16,7 +18,7 @@ cookie of a file      1 in bit 62, the map's tag
 
 The low 32 bits of the ids of live cgroups are unique (they index an IDR, see
 ``__kernfs_new_node()`` in fs/kernfs/dir.c, 6.12); the bits above count how often those were
-used up. So 36 bits name a live cgroup, and 49 bits last longer than any machine runs.
+used up. So 36 bits name a live cgroup, and 46 bits last longer than any machine runs.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = (
     "COOKIE_DOT",
     "COOKIE_DOTDOT",
     "ABOUT",
+    "NO_CGROUP",
     "ROOT",
     "TAGS",
     "about_node",
@@ -37,8 +40,13 @@ __all__ = (
     "file_node",
     "is_about",
     "is_file",
+    "is_tree",
+    "is_tree_file",
     "split_file_node",
+    "split_tree_node",
     "tag",
+    "tree_file_node",
+    "tree_node",
     "SERIALS",
 )
 
@@ -48,7 +56,13 @@ SERIALS = 1 << 14
 COOKIE_DOT, COOKIE_DOTDOT = 1, 2
 
 ABOUT = 1 << 62
+# From here on nodes of directories are of something else.
+NO_CGROUP = 1 << 61
 _FILE = 1 << 63
+_TREE = 1 << 61
+_TREE_FILE = 1 << 60
+_TREE_TAG_SHIFT = 46
+_TREE_ID_MASK = (1 << _TREE_TAG_SHIFT) - 1
 _TAG_SHIFT = 49
 _ID_MASK = (1 << _TAG_SHIFT) - 1
 _HANDLE_SERIAL_SHIFT = 50
@@ -78,6 +92,29 @@ def about_node(tag: int) -> int:
 
 def about_tag(node: int) -> int:
     return ((node & (ABOUT - 1)) >> 16) - 1
+
+
+def is_tree(node: int) -> bool:
+    """Whether it is a ``.tree``, or in one."""
+    return node & (_FILE | ABOUT | _TREE) == _TREE
+
+
+def is_tree_file(node: int) -> bool:
+    return is_tree(node) and bool(node & _TREE_FILE)
+
+
+def tree_node(cgroup_id: int) -> int:
+    """Of a cgroup's ``.tree``."""
+    return _TREE | cgroup_id & _TREE_ID_MASK
+
+
+def tree_file_node(cgroup_id: int, map_tag: int) -> int:
+    return _TREE | _TREE_FILE | map_tag << _TREE_TAG_SHIFT | cgroup_id & _TREE_ID_MASK
+
+
+def split_tree_node(node: int) -> tuple[int, int]:
+    """Cgroup id, and tag of a file."""
+    return node & _TREE_ID_MASK, node >> _TREE_TAG_SHIFT & TAGS - 1
 
 
 def file_node(cgroup_id: int, map_tag: int) -> int:

@@ -13,8 +13,10 @@ word   what
 =====  ===========================================================================
 0      the handle
 1      the cgroup's id
-2      the user's id in the upper half; in the lower half the map's tag
-3      1 more than the length of the text; 0 if nothing was read yet
+2      the user's id in the upper half; in the lower half the map's tag, 1 in bit 30 for
+       a file in ``.tree``, and 1 in bit 31 if all directories are open to its opener
+3      1 more than the length of the text; 0 if nothing was read yet. As long as the
+       length is not known, it is more than any
 =====  ===========================================================================
 """
 
@@ -26,9 +28,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ("OpenFiles", "Slot")
+__all__ = ("OpenFiles", "Slot", "UNKNOWN")
 
 _WORDS = 4
+_TREE, _SEARCHES_ALL = 1 << 30, 1 << 31
+_TAG_MASK = _TREE - 1
+# In place of a length.
+UNKNOWN = 1 << 62
 # Sparse: what was never used takes no memory.
 SLOTS = 1 << 18
 
@@ -42,6 +48,8 @@ class Slot(NamedTuple):
     user: int
     tag: int
     length: int | None
+    tree: bool
+    searches_all: bool
 
 
 class OpenFiles:
@@ -84,13 +92,21 @@ class OpenFiles:
             if not words[at]:
                 self._free.append(index)
                 continue
-            user, tag = words[at + 2] >> 32, words[at + 2] & 0xFFFFFFFF
+            user, rest = words[at + 2] >> 32, words[at + 2] & 0xFFFFFFFF
             length = words[at + 3] - 1 if words[at + 3] else None
-            yield Slot(index, words[at], words[at + 1], user, tag, length)
+            yield Slot(
+                index, words[at], words[at + 1], user, rest & _TAG_MASK, length,
+                bool(rest & _TREE), bool(rest & _SEARCHES_ALL),
+            )  # fmt: skip
 
-    def add(self, handle: int, cgroup: int, user: int, tag: int) -> int | None:
+    def add(
+        self, handle: int, cgroup: int, user: int, tag: int, *, tree: bool = False,
+        searches_all: bool = False,
+    ) -> int | None:  # fmt: skip
         """A file is being opened.
 
+        :param tree: it is one in ``.tree``
+        :param searches_all: all directories are open to who opens it
         :returns: its slot; None if there are too many
         """
         if self._free:
@@ -102,7 +118,7 @@ class OpenFiles:
             return None
         at, words = index * _WORDS, self._words
         words[at + 1] = cgroup
-        words[at + 2] = user << 32 | tag
+        words[at + 2] = user << 32 | tag | tree * _TREE | searches_all * _SEARCHES_ALL
         words[at + 3] = 0
         words[at] = handle
         return index

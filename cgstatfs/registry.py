@@ -26,6 +26,7 @@ from .hierarchy import Cgroup, Hierarchy
 from .libbpf import printable
 from .objects import OBJECTS
 from .runtime import State
+from .subtree import MakeText, Subtree, SubtreeText, make_text
 
 __all__ = ("CollectorStopped", "Registry", "request_for")
 
@@ -234,7 +235,10 @@ class Registry:
     def _show(self, loaded: _Loaded) -> None:
         name = loaded.collector.name
         for stats_map in loaded.maps:
-            self._file_system.add_file(stats_map.file.encode(), _reader(stats_map, self.lookups))
+            self._file_system.add_file(
+                stats_map.file.encode(), _reader(stats_map, self.lookups),
+                _subtree(stats_map, self.lookups),
+            )  # fmt: skip
         self._loaded[name] = loaded
         # Removed while it was loaded. (In a part of the hierarchy one need not see it.)
         if self._hierarchy.root.id == self._root_id:
@@ -375,7 +379,8 @@ class Registry:
             if name in self._loaded:
                 raise CollectorError(f'"{name}" is the name of a collector; choose another')
             self._taken("", [name])
-            self._file_system.add_file(name.encode(), adopted.read)
+            subtree = make_text(adopted.snapshot, adopted.value_type)
+            self._file_system.add_file(name.encode(), adopted.read, subtree)
         except CollectorError as error:
             adopted.close()
             raise CollectorError(f"{path}: {error}") from None
@@ -425,3 +430,15 @@ def _reader(stats_map: StatsMap, lookups: Counter[str]) -> Callable[[int], bytes
         return text(look_up(cgroup_id))
 
     return read
+
+
+def _subtree(stats_map: StatsMap, lookups: Counter[str]) -> MakeText | None:
+    if stats_map.snapshot is None:
+        return None
+    make, file = make_text(stats_map.snapshot, stats_map.value_type), stats_map.file
+
+    def counted(subtree: Subtree) -> SubtreeText:
+        lookups[file] += 1
+        return make(subtree)
+
+    return counted

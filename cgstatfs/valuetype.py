@@ -106,6 +106,14 @@ class Element:
         return "".join(f" {key}={place}" if key else f" {place}" for key in self.keys)
 
 
+    @property
+    def line_template(self) -> str:
+        """What it is in the line of a whole value."""
+        place = "%s" if self.operation == MIN else "%d"
+        keys = (".".join(filter(None, (self.name, key))) for key in self.keys)
+        return "".join(f" {key}={place}" if key else f" {place}" for key in keys)
+
+
 @dataclass(frozen=True)
 class ValueType:
     """The value of a stats map: its elements, in order."""
@@ -161,6 +169,31 @@ class ValueType:
 
         :param value: all elements, in order
         """
+        return (self._template % self._show(value)).encode()
+
+    def _show(self, value: tuple[int, ...]) -> tuple[int | str, ...]:
+        if not self._shown:
+            return value
+        return tuple(shown for field in self._shown for shown in field.shown(value))
+
+    @cached_property
+    def line_template(self) -> str:
+        """Of a line that begins with a path and has all elements."""
+        fields = itertools.chain.from_iterable(self._lines.values())
+        return f"%s{''.join(field.line_template for field in fields)}\n"
+
+    def format_lines(self, paths: list[str], words: tuple[int, ...]) -> str:
+        """The values of several cgroups, a line each.
+
+        :param words: for each a word that is passed over, and all elements, in order
+        """
+        size = 1 + self.elements
         if self._shown:
-            value = tuple(shown for field in self._shown for shown in field.shown(value))
-        return (self._template % value).encode()
+            values = (self._show(words[at : at + size - 1]) for at in range(1, len(words), size))
+            return "".join(
+                self.line_template % (path, *value) for path, value in zip(paths, values)
+            )
+        shown: list[int | str] = list(words)
+        shown[::size] = paths
+        # One of many lines is quicker than many of one.
+        return self.line_template * len(paths) % tuple(shown)

@@ -7,12 +7,13 @@ Each engine is a module with one class; :func:`choose` picks one.
 from __future__ import annotations
 
 from .base import Engine, EngineUnavailable, Setting, Usage
+from .buffer import BUFFER_FLAGS, BUFFERS
 from .native import Native
 from .rstat import Rstat
 from .standalone import Standalone
 
 __all__ = (
-    "AUTO", "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat", "Setting", "Standalone",
+    "AUTO", "BUFFERS", "BUFFER_FLAGS", "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat", "Setting", "Standalone",
     "Usage", "choose",
 )  # fmt: skip
 

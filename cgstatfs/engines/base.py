@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..libbpf import Map
 from ..valuetype import ValueType
 
-__all__ = ("Engine", "EngineUnavailable", "Lookup", "Setting", "Usage")
+__all__ = ("Engine", "EngineUnavailable", "Lookup", "Setting", "Snapshot", "Usage")
 
 # From a cgroup id to the value of its entry, flushed. Raises OSError: ENOENT if there is
 # no entry (the cgroup is gone), EBUSY if a flush by somebody else does not end.
 Lookup = Callable[[int], tuple[int, ...]]
+
+# From the ids of cgroups, the one on top first, parents before their children, and the place of
+# each one's parent in that order (of 64 bits, both), to a record for each, in that order: its id,
+# or 0 if it has no entry, and the elements of its value. All are of one moment, after a flush of
+# the one on top. Raises OSError: EBUSY if flushes by others do not end, ENOMEM.
+Snapshot = Callable[[array, array], bytes]
 
 
 class EngineUnavailable(Exception):
@@ -70,6 +77,7 @@ class Engine(ABC):
     :cvar populate: the one among them that makes the entries of the cgroups that exist; None:
         they come with the map
     :cvar reader: of which of all these a lookup takes the descriptor
+    :cvar snapshots_by: of which of them a snapshot does
     :cvar callers: the kinds of programs that can update, by what their sections begin with;
         None: all
     :cvar calls: what it is that the others cannot call
@@ -85,6 +93,7 @@ class Engine(ABC):
     attached: tuple[str, ...]
     populate: str | None
     reader: str
+    snapshots_by: frozenset[str]
     callers: frozenset[str] | None = None
     calls: str = ""
     aggregator: str | None = None
@@ -110,6 +119,21 @@ class Engine(ABC):
 
         :param reader: descriptor of the one named for :attr:`reader`, loaded; it has to stay
             open
+        """
+
+    @property
+    def served(self) -> list[str]:
+        """Endings of the programs, not attached, that whoever serves a stats map runs."""
+        return sorted({self.reader, *self.snapshots_by}.intersection(self.programs))
+
+    @abstractmethod
+    def snapshot(
+        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
+    ) -> Snapshot:
+        """Snapshots of one stats map.
+
+        :param served: descriptors of those of :attr:`snapshots_by`, which have to stay open
+        :param lookup: of the same stats map
         """
 
     def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:

@@ -8,10 +8,13 @@ bpf/cgstat_entries.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .. import libbpf
-from .base import Engine, Setting, Usage
+from ..valuetype import ValueType
+from .base import Engine, Lookup, Setting, Snapshot, Usage
+from .buffer import BUFFERS, Buffer
+from .snapshots import HashedSnapshots
 
 __all__ = ("HashedEngine",)
 
@@ -39,7 +42,8 @@ def _slots(elements: int) -> int:
 class HashedEngine(Engine):
     """An engine whose entries are elements of a hash."""
 
-    parts = ("entries", "pairs", "slots", "lists", "ctl")
+    parts = ("entries", "pairs", "slots", "lists", "ctl", BUFFERS)
+    snapshots_by = frozenset({"snapshot", BUFFERS})
     life_cycle = ("release", "mkdir")
     populate = "populate"
 
@@ -52,6 +56,17 @@ class HashedEngine(Engine):
         parts["pairs"].max_entries = room if percpu else 1
         slots = parts["slots"]
         slots.max_entries = cpus * _slots((slots.value_size - _SLOT) // 8) if percpu else 1
+
+    def _flush(self, lookup: Lookup) -> Callable[[int], None] | None:
+        """What a snapshot needs done before; None: its program does it."""
+        return None
+
+    def snapshot(
+        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
+    ) -> Snapshot:
+        return HashedSnapshots(
+            served["snapshot"], Buffer(served[BUFFERS], value_type), self._flush(lookup)
+        ).take
 
     def usage(self, parts: Mapping[str, int]) -> Usage:
         ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size

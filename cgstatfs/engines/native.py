@@ -12,12 +12,13 @@ import ctypes
 import errno
 import os
 import sys
+from array import array
 from collections.abc import Mapping
 
 from .. import libbpf, struct_ops
 from ..btf import kernel_map_types
 from ..valuetype import ValueType
-from .base import Engine, EngineUnavailable, Lookup, Setting, Usage
+from .base import Engine, EngineUnavailable, Lookup, Setting, Snapshot, Usage
 
 __all__ = ("Native",)
 
@@ -43,6 +44,49 @@ def _type_number() -> int:
     return number
 
 
+class _Snapshots:
+    """Snapshots of one stats map.
+
+    :param fd: its descriptor
+    """
+
+    def __init__(self, fd: int, value_type: ValueType) -> None:
+        self._fd = fd
+        self._elements = value_type.elements
+        self._room = 1024
+
+    def take(self, ids: array, parents: array) -> bytes:
+        """:data:`base.Snapshot`"""
+        self._room = max(self._room, 2 * len(ids))
+        while (found := self._all()) is None:
+            self._room *= 2
+        keys, values = found
+        places = {id: place for place, id in enumerate(keys)}
+        size = self._elements
+        records = array("Q", bytes(8 * (1 + size) * len(ids)))
+        for place, id in enumerate(ids):
+            at = places.get(id)
+            if at is not None:
+                start = place * (1 + size)
+                records[start] = id
+                records[start + 1 : start + 1 + size] = values[at * size : (at + 1) * size]
+        return records.tobytes()
+
+    def _all(self) -> tuple[array, array] | None:
+        """Ids and values of all entries there are; None if there is no room for them."""
+        keys = (ctypes.c_uint64 * self._room)()
+        values = (ctypes.c_uint64 * (self._room * self._elements))()
+        count, last = ctypes.c_uint32(self._room), ctypes.c_uint64()
+        result = libbpf.lib.bpf_map_lookup_batch(
+            self._fd, None, ctypes.byref(last), keys, values, ctypes.byref(count), None
+        )
+        if result != -errno.ENOENT:
+            libbpf.check(result, "snapshot")
+            return None
+        found = count.value
+        return array("Q", keys[:found]), array("Q", values[: found * self._elements])
+
+
 class Native(Engine):
     name = "native"
     number = 2
@@ -51,6 +95,7 @@ class Native(Engine):
     attached = ()
     populate = None
     reader = "native"
+    snapshots_by = frozenset({"native"})
     # Those that may call the kfuncs: all but raw tracepoints' without types.
     callers = frozenset({
         "tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret", "fmod_ret.s", "iter",
@@ -94,6 +139,11 @@ class Native(Engine):
             return unpack(value)
 
         return look_up
+
+    def snapshot(
+        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
+    ) -> Snapshot:
+        return _Snapshots(served["native"], value_type).take
 
     def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:
         if link is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from .. import libbpf
 from ..btf import kernel_functions
@@ -25,7 +26,7 @@ __all__ = ("Rstat",)
 class Rstat(HashedEngine):
     name = "rstat"
     number = 1
-    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "flush", "read")
+    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "flush", "read", "snapshot")
     attached = (*HashedEngine.life_cycle, "flush")
     reader = "read"
     # Those that may call rstat's kfuncs.
@@ -58,6 +59,15 @@ class Rstat(HashedEngine):
             ) from None
         finally:
             probe.close()
+
+    def _flush(self, lookup: Lookup) -> Callable[[int], None]:
+        def flush(cgroup_id: int) -> None:
+            try:
+                lookup(cgroup_id)
+            except FileNotFoundError:
+                pass  # Outside of the initial cgroup, but perhaps above it; or gone.
+
+        return flush
 
     def lookup(self, reader: int, value_type: ValueType) -> Lookup:
         fd, size, unpack = reader, value_type.size, value_type.unpack

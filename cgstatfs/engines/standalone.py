@@ -8,25 +8,21 @@ that flushes and copies the total. See bpf/cgstat.bpf.h, "flush and lookup: stan
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import time
 
 from ..btf import kernel_functions
-from ..libbpf import test_run
+from ..libbpf import run_while_busy, test_run
 from ..valuetype import ValueType
 from .base import EngineUnavailable, Lookup
 from .hashed import HashedEngine
 
 __all__ = ("Standalone",)
 
-_BUSY_TRIES = 1000
-
 
 class Standalone(HashedEngine):
     name = "standalone"
     number = 0
-    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "lookup")
+    programs = (*HashedEngine.life_cycle, HashedEngine.populate, "lookup", "snapshot")
     attached = HashedEngine.life_cycle
     reader = "lookup"
 
@@ -55,12 +51,7 @@ class Standalone(HashedEngine):
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
             context.id = cgroup_id
-            for attempt in range(_BUSY_TRIES):
-                run()
-                if context.ret != -errno.EBUSY:
-                    break
-                # Somebody else flushes: a release, for microseconds, or another reader.
-                time.sleep(0 if attempt < 100 else 0.001)
+            run_while_busy(run, context)
             if context.ret:
                 raise OSError(-context.ret, os.strerror(-context.ret), f"cgroup {cgroup_id}")
             return unpack(total)
