@@ -122,3 +122,22 @@ def test_python(heading: str) -> None:
     said: list[str] = []
     doctest.DocTestRunner().run(test, out=said.append, clear_globs=False)
     assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_lines_of_a_subtree_have_the_same(heading: str) -> None:
+    """Flattened: a key and a sub-key with a dot between; an index where there is no name."""
+    fields, value = EXAMPLES[heading]
+    value_type = ValueType(fields)
+    expected = []
+    for line in value_type.format(value).decode().splitlines():
+        key, *words = line.split(" ") if fields[0].name else ("", *line.split(" "))
+        for index, word in enumerate(words):
+            sub, _, number = word.rpartition("=")
+            if not fields[0].name and len(words) > 1:
+                sub = str(index)
+            name = ".".join(filter(None, (key, sub)))
+            expected.append(f"{name}={number}" if name else number)
+    words = (1, *value)
+    text = value_type.format_lines(["/a", "/b"], words + words)
+    assert text == "".join(f"{path} {' '.join(expected)}\n" for path in ("/a", "/b"))

@@ -47,3 +47,23 @@ def test_cookies_are_in_listing_order() -> None:
 def test_tags_of_the_shipped_files_differ() -> None:
     names = (b"mm.reclaim", b"proc.events", b"sched.runqlat")
     assert len({nodes.tag(name) for name in names}) == len(names)
+
+
+def test_nodes_in_trees_can_be_split_and_are_nothing_else() -> None:
+    seen = set()
+    for id in (*IDS, (1 << 46) - 1):
+        directory = nodes.tree_node(id)
+        assert nodes.is_tree(directory) and not nodes.is_tree_file(directory)
+        assert nodes.split_tree_node(directory)[0] == id
+        seen.add(directory)
+        for tag in TAGS:
+            node = nodes.tree_file_node(id, tag)
+            assert nodes.is_tree(node) and nodes.is_tree_file(node)
+            assert nodes.split_tree_node(node) == (id, tag)
+            seen.add(node)
+            for other in (nodes.file_node(id, tag), nodes.about_node(tag), nodes.ABOUT, id):
+                assert not nodes.is_tree(other)
+    assert len(seen) == (len(IDS) + 1) * (1 + len(TAGS))
+    for node in seen:
+        assert nodes.NO_CGROUP <= node < nodes.ABOUT
+        assert not nodes.is_file(node) and not nodes.is_about(node)

@@ -120,6 +120,34 @@ def test_the_texts_of_open_files_are_bounded(limited: Mounted, tree: Path) -> No
         late.end()
 
 
+def test_snapshots_of_subtrees_are_bounded(limited: Mounted, tree: Path) -> None:
+    """What they take are the values, more than the text that is made of them at a time."""
+    for number in range(300):
+        (tree / f"c{number}").mkdir()
+    large = limited.of(tree) / ".tree/sched.runqlat"
+    small = limited.of(tree / "c1") / ".tree/sched.runqlat"
+    users = [User(large, 65534), User(small, 65533)]
+    try:
+        for user in users:
+            assert user.does("open", 1) == (1, "ok")
+        for _ in range(2):
+            assert users[0].does("read", 1) == (0, "ENFILE")
+            assert users[1].does("read", 1) == (1, "ok")
+        assert len(large.read_bytes().splitlines()) == 301
+        assert limited.log().count("limits.snapshot-memory") == 1
+        # Root's count, too.
+        with large.open("rb", buffering=0) as root:
+            assert root.read(1)
+            other = User(limited.of(tree / "c2") / ".tree/sched.runqlat", 65532)
+            assert other.does("open", 1) == (1, "ok")
+            assert other.does("read", 1) == (0, "ENFILE")
+        wait_until(lambda: other.does("read", 1) == (1, "ok"), "root's memory")
+        other.end()
+    finally:
+        for user in users:
+            user.end()
+
+
 @pytest.mark.skipif(
     "CGSTATFS_TEST_GUEST" in os.environ,
     reason="thousands of opens, slow in a guest, and the same on every kernel",
