@@ -109,11 +109,11 @@ class Element:
     @property
     def line_template(self) -> str:
         """What it is in the line of a whole value."""
-        place = "%s" if self.operation == MIN else "%d"
         keys = [".".join(filter(None, (self.name, key))) for key in self.keys]
         if len(keys) > 1 and not any(keys):
             keys = list(map(str, range(len(keys))))
-        return "".join(f" {key}={place}" if key else f" {place}" for key in keys)
+        # Of numbers, too, it is quicker than %d.
+        return "".join(f" {key}=%s" if key else " %s" for key in keys)
 
 
 @dataclass(frozen=True)

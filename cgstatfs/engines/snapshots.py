@@ -18,6 +18,8 @@ __all__ = ("HashedSnapshots",)
 # not enough, it is made again.
 _CHANGED_SHARE, _CHANGED_LEAST = 4, 256
 _TRIES = 100
+# With this much more room than at first there is enough for all that is in the snapshot.
+_MOST = 3
 
 
 class _Context(ctypes.Structure):
@@ -47,7 +49,7 @@ class HashedSnapshots:
         if self._flush:
             self._flush(ids[0])
         for attempt in range(_TRIES):
-            records = self._copy(ids, parents, attempt + 1)
+            records = self._copy(ids, parents, min(attempt, _MOST) + 1)
             if self._context.ret != -errno.EAGAIN:
                 break
         if self._context.ret:
