@@ -10,6 +10,7 @@ file a function that reads it. What handlers follow:
   or change. Files are not: each path walk asks for them, and is told their length.
 - Who opens what the kernel let them come to, by an owner or mode that has changed and may not
   let them, gets ``ESTALE``, too: once, and then the kernel checks anew.
+- In ``.tree`` the kernel does not check who may see what; we do, by who opened the file.
 - What names a removed cgroup gets ``ESTALE`` if the path leads to another one by now (the
   kernel then walks it anew), else ``ENOENT``.
 """
@@ -60,6 +61,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 ABOUT = b".cgstatfs"
 # In every directory, likewise.
 TREE = b".tree"
+
+# In cgroupfs, by which we reach it, in bytes: PATH_MAX without its NUL.
+_LONGEST_PATH = 4095
 
 # From the names of the files in it to their texts.
 About = Callable[[], dict[bytes, Callable[[], bytes]]]
@@ -664,11 +668,10 @@ class FileSystem(pyfuse3.Operations):
         self._slots.read(file.slot, UNKNOWN if text.length is None else text.length)
 
     def _subtree_text(self, file: _OpenFile) -> Text:
-        opener = file.opener
-        if opener is None:
-            # Who it was that opened it is not known any more.
+        opener, make = file.opener, file.file.subtree
+        if opener is None or make is None:
+            # An earlier daemon knew who opened it, or had it.
             raise FUSEError(errno.ESTALE)
-        assert file.file.subtree
         self._attributes.drain()
 
         def may_search(cgroup: Cgroup) -> bool:
@@ -677,11 +680,8 @@ class FileSystem(pyfuse3.Operations):
             except OSError:
                 return False  # Removed just now, or so deep that no path leads there.
 
-        room = os.pathconf(self._hierarchy.path, "PC_PATH_MAX") - 1
-        return file.file.subtree(Subtree(
-            file.cgroup, None if opener.searches_all else may_search,
-            room - len(self._hierarchy.directory(file.cgroup)),
-        ))  # fmt: skip
+        longest = _LONGEST_PATH - len(self._hierarchy.directory(file.cgroup))
+        return make(Subtree(file.cgroup, None if opener.searches_all else may_search, longest))
 
     def _say_full(self) -> None:
         """Seldom: whoever reads on would fill the log."""

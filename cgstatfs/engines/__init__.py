@@ -13,7 +13,8 @@ from .rstat import Rstat
 from .standalone import Standalone
 
 __all__ = (
-    "AUTO", "BUFFERS", "BUFFER_FLAGS", "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat", "Setting", "Standalone",
+    "AUTO", "BUFFERS", "BUFFER_FLAGS", "ENGINES", "Engine", "EngineUnavailable", "Native", "Rstat",
+    "Setting", "Standalone",
     "Usage", "choose",
 )  # fmt: skip
 
