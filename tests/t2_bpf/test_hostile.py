@@ -239,7 +239,7 @@ class _Files:
     def __init__(self) -> None:
         self.shown: set[bytes] = set()
 
-    def add_file(self, name: bytes, _: object) -> None:
+    def add_file(self, name: bytes, *_: object) -> None:
         self.shown.add(name)
 
     def remove_file(self, name: bytes) -> None:
