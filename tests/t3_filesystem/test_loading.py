@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -265,6 +266,11 @@ def test_what_another_version_laid_out(
     assert calls(mounted.of(tree) / "test.kinds") == 10
 
 
+def numbers(text: str) -> list[str]:
+    """In their order, without keys."""
+    return re.findall(r"(?:(?<=[ =])|^)\d+(?=\s|$)", text, re.MULTILINE)
+
+
 @pytest.mark.log("its initial cgroup was removed")
 def test_an_initial_cgroup(mounted: Mounted, cgroupfs: Path, tree: Path, work: Path) -> None:
     """Files in it and below it; and none when it is removed, at once, and no memory."""
@@ -280,6 +286,16 @@ def test_an_initial_cgroup(mounted: Mounted, cgroupfs: Path, tree: Path, work: P
         for directory in (mounted.path, mounted.of(tree)):
             assert not {*FILES} & {*os.listdir(directory)}
             assert refused((directory / "test.kinds").read_text) == "ENOENT"
+        for top in (mounted.path, mounted.of(tree), mounted.of(inside)):
+            for name in FILES:
+                shown = ["/", "/below"] if top == mounted.of(inside) else [
+                    f"/{each.relative_to(cgroupfs if top == mounted.path else tree)}"
+                    for each in (inside, below)
+                ]  # fmt: skip
+                lines = (top / ".tree" / name).read_text().splitlines()
+                assert [line.partition(" ")[0] for line in lines] == shown
+                for line, cgroup in zip(lines, (inside, below)):
+                    assert numbers(line) == numbers((mounted.of(cgroup) / name).read_text())
         with open(mounted.of(inside) / "test.kinds", "rb", buffering=0) as opened:
             assert opened.read(4) == b"sum "
             below.rmdir()
