@@ -92,6 +92,7 @@ COMPILED = {
     "map_pinned": 'map "hst_map" is to be pinned',
     "entries_enormous": "room for 2147483648 cgroups",
     "entries_none": "room for 0 cgroups",
+    "buffer_unmappable": 'map "hst_buffers" is missing or differs',
 }  # fmt: skip
 
 # What the kernel decides. All else is refused before it is asked, on every kernel alike, and not

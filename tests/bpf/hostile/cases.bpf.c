@@ -32,6 +32,12 @@ char LICENSE[] SEC("license") = "GPL";
 	NAMED("test.hostile");						\
 	SEC(section) int hst_own(__u64 *ctx) { __VA_ARGS__ return 0; }
 
+/* The buffer of snapshots, of which user space makes others that are like it. */
+#ifdef case_buffer_unmappable
+#define BPF_F_MMAPABLE 0
+NAMED("test.hostile");
+#endif
+
 /* Nothing is wrong with these two: what others are made of. */
 #ifdef case_tiny
 CGSTAT_MAP(hst, __u64, "test.hostile");
