@@ -394,9 +394,12 @@ SEC("syscall") int map##_snapshot(struct map##_snapshot_ctx *ctx)	\
 	if (!ctl || !cgstat_trylock(ctl))				\
 		return 0;						\
 	if (cgstat_config.engine == CGSTAT_RSTAT) {			\
-		ctx->ret = cgstat_snapshot_rstat(CGSTAT_MAP_OF(map), ctl, &copy, \
-						 room, map##_quiet_step, map##_copy_step, \
-						 map##_settle_pending);	\
+		ctx->ret = cgstat_begin_snapshot(ctl, &copy, room,	\
+						 map##_quiet_step);	\
+		if (!ctx->ret)						\
+			ctx->ret = cgstat_copy_snapshot(ctl, &copy, map##_copy_step, \
+							map##_settle_pending); \
+		cgstat_end_snapshot(ctl);				\
 	} else {							\
 		cgstat_flush_all(ctl, map##_flush_step);		\
 		bpf_loop(copy.count, map##_copy_step, &copy, 0);	\

@@ -242,16 +242,15 @@ static __always_inline long cgstat_quiet_step(struct cgstat_map map, struct cgst
 	return copy->quiet;
 }
 
-/* ---- the whole ------------------------------------------------------------ */
-
-/*
- * rstat: after a flush, and with our lock held, that keeps others from making
- * another one. Returns 0, -EBUSY if a fold does not end, -EAGAIN if there was no
- * room for what had to be saved, or -EINVAL if the buffer is too small.
+/* ---- the whole: rstat ------------------------------------------------------
+ *
+ * After a flush, and with our lock held, that keeps others from making another.
  */
+
+/* Have folds save, from a moment on. -EBUSY: one that is under way does not end. */
 static __always_inline long
-cgstat_snapshot_rstat(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_copy *copy,
-		      __u32 room, void *quiet_step, void *copy_step, void *settle_step)
+cgstat_begin_snapshot(struct cgstat_ctl *ctl, struct cgstat_copy *copy, __u32 room,
+		      void *quiet_step)
 {
 	/* One that began during an earlier snapshot may save for that. */
 	bpf_loop(CGSTAT_WAIT_TRIES, quiet_step, copy, 0);
@@ -263,16 +262,25 @@ cgstat_snapshot_rstat(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgst
 	copy->number = ++ctl->snapshots;
 	cgstat_xchg(ctl->snapshot, copy->number);
 	bpf_loop(CGSTAT_WAIT_TRIES, quiet_step, copy, 0);
-	if (copy->quiet)
-		bpf_loop(copy->count, copy_step, copy, 0);
-	cgstat_xchg(ctl->snapshot, 0);
-	if (!copy->quiet)
-		return -CGSTAT_EBUSY;
-	if (cgstat_read(ctl->saved) > room)
+	return copy->quiet ? 0 : -CGSTAT_EBUSY;
+}
+
+/* Copy. -EAGAIN: there was no room to save; -EINVAL: the buffer is too small. */
+static __always_inline long
+cgstat_copy_snapshot(struct cgstat_ctl *ctl, struct cgstat_copy *copy, void *copy_step,
+		     void *settle_step)
+{
+	bpf_loop(copy->count, copy_step, copy, 0);
+	if (cgstat_read(ctl->saved) > ctl->room)
 		return -CGSTAT_EAGAIN;
 	if (copy->pending)
 		bpf_loop(copy->count, settle_step, copy, 0);
 	return copy->done == copy->count ? 0 : -CGSTAT_EINVAL;
+}
+
+static __always_inline void cgstat_end_snapshot(struct cgstat_ctl *ctl)
+{
+	cgstat_xchg(ctl->snapshot, 0);
 }
 
 #endif /* CGSTAT_SNAPSHOT_H */

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..libbpf import run_while_busy, test_run
 from .buffer import Buffer
 
-__all__ = ("HashedSnapshots",)
+__all__ = ("Context", "HashedSnapshots")
 
 # Entries that others' flushes change while it is made, in proportion and at least. Where that is
 # not enough, it is made again.
@@ -22,7 +22,7 @@ _TRIES = 100
 _MOST = 3
 
 
-class _Context(ctypes.Structure):
+class Context(ctypes.Structure):
     """``struct NAME_snapshot_ctx``."""
 
     _fields_ = [("count", ctypes.c_uint32), ("room", ctypes.c_uint32), ("ret", ctypes.c_int64)]
@@ -41,7 +41,7 @@ class HashedSnapshots:
     ) -> None:
         self._buffer = buffer
         self._flush = flush
-        self._context = _Context()
+        self._context = Context()
         self._run = test_run(program, self._context)
 
     def take(self, ids: array, parents: array) -> bytes:
