@@ -2,10 +2,13 @@
 # make mount | umount | build | clean
 # make test | test-vm [KERNEL=6.12] | test-boot [RELEASE=trixie] | kernel | test-kernel [VARIANT=native-kasan] [TREE=~/linux]
 # make measure-kernel
+# make bench [CASES="read lookup"] | bench-quick
 # make wheel | deb
 
 MOUNTPOINT ?= /cgstat
 KERNEL ?=
+# Of `make bench`; default: all.
+CASES ?=
 # Of Debian, whose systemd is booted.
 RELEASE ?= all
 # Of the kernel that is built, see tests/vm/build.py; TREE: a source tree of one's own to build.
@@ -19,6 +22,8 @@ PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-ven
 # What the tests drive the mount with, compile with as others do, and boot.
 TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
 	python3-bpfcc qemu-system-x86 rsync tar tree util-linux
+# What is measured beside it, and what draws the plots.
+BENCH_PACKAGES = bpftrace gcc libbpf-tools libfuse3-dev lxcfs python3-matplotlib strace util-linux
 # What machines are made and booted with.
 BOOT_PACKAGES = debian-archive-keyring e2fsprogs mmdebstrap qemu-system-x86 util-linux
 # What a kernel is built with; bpftool writes down its types.
@@ -45,6 +50,8 @@ TEST_OBJECTS = $(EXAMPLES) $(patsubst tests/bpf/%.bpf.c,build/tests/%.bpf.o,$(wi
 KERNEL_TESTS = $(patsubst tests/kernel/%.c,build/tests/kernel/%,\
 		$(filter-out %.bpf.c,$(wildcard tests/kernel/*.c))) \
 	$(patsubst tests/kernel/%.bpf.c,build/tests/kernel/%.bpf.o,$(wildcard tests/kernel/*.bpf.c))
+BENCH_PROGRAMS = $(patsubst bench/peers/%.c,build/bench/%,$(wildcard bench/peers/*.c)) \
+	$(patsubst bench/bpf/%.bpf.c,build/bench/%.bpf.o,$(wildcard bench/bpf/*.bpf.c))
 ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(shell uname -m)))
 BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 	-fms-extensions -Wno-microsoft-anon-tag -ffile-prefix-map=$(CURDIR)=. \
@@ -53,8 +60,8 @@ BPF_CFLAGS = -O2 -g -target bpf -mcpu=v3 -D__TARGET_ARCH_$(ARCH) -Wall -Werror \
 .DELETE_ON_ERROR:
 # apt and the kernel's build are in a lock each, and use what cpus there are.
 .NOTPARALLEL:
-.PHONY: mount umount build test test-vm test-boot kernel kernel-tests test-kernel measure-kernel wheel deb package-data clean \
-	root packages test-packages boot-packages kernel-packages deb-packages
+.PHONY: mount umount build test test-vm test-boot kernel kernel-tests test-kernel measure-kernel bench bench-quick wheel deb package-data clean \
+	root packages test-packages boot-packages bench-packages kernel-packages deb-packages
 
 mount: build
 	@# Where that fails (a file, a dead mount), what follows knows better why.
@@ -111,6 +118,12 @@ measure-kernel: $(TESTING) kernel-packages
 		/usr/bin/python3 -m tests.vm.build $$variant || exit 1; done
 	$(PYTHON) -m tests.kernel.measure
 
+bench: $(TESTING) bench-packages $(BENCH_PROGRAMS)
+	$(PYTHON) -m bench $(CASES)
+
+bench-quick: build bench-packages $(BENCH_PROGRAMS)
+	$(PYTHON) -m bench --quick $(CASES)
+
 # copy-source DIRECTORY,NAME...: made anew
 define copy-source
 	@rm -rf $(1) && mkdir -p $(1) && cp -a $(2) $(1) && find $(1) -name __pycache__ -prune -exec rm -r {} +
@@ -162,6 +175,9 @@ test-packages: | build.d
 boot-packages: | build.d
 	$(call install-packages,$(BOOT_PACKAGES))
 
+bench-packages: | build.d
+	$(call install-packages,$(BENCH_PACKAGES))
+
 kernel-packages: | build.d
 	$(call install-packages,$(KERNEL_PACKAGES))
 
@@ -209,6 +225,14 @@ build/examples/%.bpf.o: bpf/examples/%.bpf.c $(wildcard bpf/*.h) build/vmlinux.h
 
 build/tests/%.bpf.o: tests/bpf/%.bpf.c $(wildcard tests/bpf/*.bpf.c bpf/*.h) build/vmlinux.h
 	$(compile)
+
+build/bench/%.bpf.o: bench/bpf/%.bpf.c $(wildcard bpf/*.h) build/vmlinux.h
+	$(compile)
+
+build/bench/%: bench/peers/%.c
+	@mkdir -p $(@D)
+	gcc -O2 -Wall -Wextra -Werror -pthread $(shell pkg-config --cflags fuse3) \
+		-o $@ $< $(shell pkg-config --libs fuse3)
 
 $(HOSTILE_OBJECTS): BPF_CFLAGS += -Wno-unused-function -Dcase_$(patsubst %.bpf.o,%,$(@F))
 $(HOSTILE_OBJECTS): $(HOSTILE) $(wildcard bpf/*.h) build/vmlinux.h

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A lookup, from the daemon's request to bytes, and its parts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cgstatfs import libbpf, loading
+from cgstatfs.engines import Standalone, choose
+
+from ..frame import Missing, Table, Target, take_turns
+from ..setting import Setting, cgroup_id, pinned_iterator
+
+TITLE = "a lookup, from the daemon's request to bytes"
+QUICK = True
+GUESTS = False
+
+_CALLS = 2000
+_BOUND_US = 20
+
+
+def _timed(call: Callable[[], object], count: int = _CALLS) -> Callable[[], float]:
+    """Microseconds a call; a loop of Python's, 30 ns, is in it."""
+
+    def sample() -> float:
+        begin = time.perf_counter_ns()
+        for _ in range(count):
+            call()
+        return (time.perf_counter_ns() - begin) / count / 1000
+
+    return sample
+
+
+def _map_lookup(fd: int, id: int, size: int) -> Callable[[], object]:
+    """bpf_map_lookup_elem(2) of a hash, as fast as Python can."""
+    key, value = ctypes.c_uint64(id), (ctypes.c_uint8 * size)()
+    call, arguments = libbpf.lib.bpf_map_lookup_elem, (fd, ctypes.byref(key), ctypes.byref(value))
+    return lambda: call(*arguments)
+
+
+def _read_file(path: str | Path) -> Callable[[], object]:
+    name = os.fspath(path)
+
+    def read() -> None:
+        fd = os.open(name, os.O_RDONLY)
+        while os.read(fd, 4096):
+            pass
+        os.close(fd)
+
+    return read
+
+
+def _run_nothing(obj: libbpf.Object) -> Callable[[], None]:
+    """An empty program, by the system call that runs one."""
+
+    class Context(ctypes.Structure):
+        _fields_ = [("unused", ctypes.c_uint64)]
+
+    return libbpf.test_run(obj.programs["nothing"].fd, Context())
+
+
+def run(setting: Setting) -> Iterator[Table]:
+    """In this process, as the daemon does it."""
+    cgroup = setting.cgroup()
+    id = cgroup_id(cgroup)
+    engine, _ = choose("auto")
+    collector = setting.load(setting.object("lookups"), engine)
+    (stats_map,) = collector.stats_maps
+    flat = setting.open_object("iterators")
+    loading.walk(flat.programs["fill"].fd, libbpf.CGROUP_ITER_SELF_ONLY, id)
+    value_type, look_up = stats_map.value_type, stats_map.lookup
+    value = look_up(id)
+    data = b"".join(element.to_bytes(8, sys.byteorder) for element in value)
+    subjects = {
+        "cgstatfs, a leaf: lookup and text": _timed(lambda: value_type.format(look_up(id))),
+        "cgstatfs, the part: lookup in the kernel, and elements": _timed(lambda: look_up(id)),
+        "cgstatfs, the part: elements": _timed(lambda: value_type.unpack(data)),
+        "cgstatfs, the part: text": _timed(lambda: value_type.format(value)),
+        "hash, bpf_map_lookup_elem": _timed(_map_lookup(flat.maps["counts"].fd, id, 32)),
+        "cgroupfs, cpu.stat read by Python": _timed(_read_file(cgroup / "cpu.stat"), _CALLS // 4),
+    }
+    if isinstance(engine, Standalone):
+        subjects["cgstatfs, the part: bpf_prog_test_run alone"] = _timed(_run_nothing(flat))
+    table = Table(f"a lookup of four counters, engine {engine.name}", "us")
+    try:
+        pinned = pinned_iterator(setting, cgroup)
+        subjects["pinned cgroup iterator read by Python"] = _timed(_read_file(pinned), _CALLS // 4)
+    except Missing as error:
+        table.notes.append(str(error))
+    table.figures = take_turns(subjects, setting.some(21, 9))
+    ours = "cgstatfs, a leaf: lookup and text"
+    table.targets.append(Target("us a leaf", table.figures[ours], _BOUND_US))
+    table.target("beside cgroupfs's cpu.stat", ours, "cgroupfs, cpu.stat read by Python", 1, 5)
+    yield table
