@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from cgstatfs import libbpf
 from cgstatfs.collectors import Collector
@@ -32,6 +33,7 @@ __all__ = (
 _REPOSITORY = Path(__file__).parent.parent
 BUILD = _REPOSITORY / "build" / "bench"
 _PREFIX = "cgstat-bench-"
+_T = TypeVar("_T")
 _WAIT_SECONDS = 120
 
 
@@ -163,7 +165,7 @@ class Setting:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def some(self, full: int, quick: int) -> int:
+    def some(self, full: _T, quick: _T) -> _T:
         """How often, or how many."""
         return quick if self.quick else full
 
@@ -171,7 +173,7 @@ class Setting:
         """Do something when the case ends."""
         self._stack.callback(action)
 
-    def keep(self, context: object) -> object:
+    def keep(self, context: AbstractContextManager[_T]) -> _T:
         """Enter a context until the case ends."""
         return self._stack.enter_context(context)
 
@@ -212,15 +214,15 @@ class Setting:
         return collector
 
     def open_object(self, name: str) -> libbpf.Object:
-        """One of those in bpf/, loaded, that is no collector.
+        """One of those in bpf/, loaded, that is no collector; the caller closes it.
 
         :raises Missing: this kernel does not take it
         """
         obj = libbpf.Object(self.object(name))
-        self.keep(closing(obj))
         try:
             obj.load()
         except OSError as error:
+            obj.close()
             raise Missing(f"{name}.bpf.o: {error.strerror}") from None
         return obj
 
@@ -242,6 +244,12 @@ class Setting:
         self._stack.callback(mount.runtime.log.unlink, missing_ok=True)
         self._stack.callback(self._cgstatfs, "umount", path)
         return mount
+
+    def load_into(self, mount: Mount, path: Path) -> None:
+        """Have a collector served by a mount, which root alone may have written."""
+        copy = self.folder() / path.name
+        shutil.copyfile(path, copy)
+        self._cgstatfs("load", "--mount", mount.path, copy)
 
     @staticmethod
     def _cgstatfs(*arguments: str | Path) -> None:
@@ -288,7 +296,8 @@ def pinned_iterator(setting: Setting, cgroup: Path) -> Path:
 
     :raises Missing: this kernel does not take it
     """
-    program = setting.open_object("iterators").programs["show"].fd
+    obj = setting.keep(closing(setting.open_object("iterators")))
+    program = obj.programs["show"].fd
     link = libbpf.create_cgroup_iter_link(program, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id(cgroup))
     path = Path(f"/sys/fs/bpf/cgstat_bench_{os.getpid()}")
     try:
