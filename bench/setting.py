@@ -26,7 +26,7 @@ from cgstatfs.runtime import Runtime
 from .frame import Missing
 
 __all__ = (
-    "BUILD", "Mount", "Setting", "cgroup_id", "moved", "on_cpus", "pinned_iterator", "remove_leftovers",
+    "BUILD", "Mount", "Setting", "cgroup_id", "cpu_time", "moved", "on_cpus", "pinned_iterator", "remove_leftovers",
     "resident", "started", "wait_until",
 )  # fmt: skip
 
@@ -56,6 +56,12 @@ def cgroup_id(directory: Path) -> int:
 def resident(pid: int) -> int:
     """Bytes of memory that a process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_time(pid: int) -> int:
+    """Nanoseconds that a process has run."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 def on_cpus(pid: int, cpus: set[int]) -> None:

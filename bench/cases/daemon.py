@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..frame import Figure, Missing, Table, Target
-from ..setting import Setting, resident
+from ..setting import Setting, cpu_time, resident
 
 TITLE = "the daemon: memory, and cpu when idle and when cgroups come and go"
 QUICK = True
@@ -18,17 +18,6 @@ GUESTS = False
 _MIB = 1 << 20
 _BOUND_MIB = 64
 _AT = 10_000
-
-
-def _cpu(pid: int) -> int:
-    """Nanoseconds that a process has run."""
-    return sum(
-        int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
-    )
-
-
-def _one(pid: int) -> float:
-    return resident(pid) / _MIB
 
 
 def _memory(setting: Setting, pids: dict[str, int], root: Path, mount: Path) -> Table:
@@ -46,7 +35,7 @@ def _memory(setting: Setting, pids: dict[str, int], root: Path, mount: Path) -> 
         for _ in os.walk(mount / top.relative_to(root)):
             pass
         for name, pid in pids.items():
-            table.figures[f"{name}, {count} cgroups, all listed"] = Figure((_one(pid),))
+            table.figures[f"{name}, {count} cgroups, all listed"] = Figure((resident(pid) / _MIB,))
     figure = table.figures[f"cgstatfs, the daemon, {_AT} cgroups, all listed"]
     table.targets.append(Target(f"MiB at {_AT} cgroups", figure, _BOUND_MIB, 2 * _BOUND_MIB))
     return table
@@ -56,10 +45,10 @@ def _spent(pids: dict[str, int], what: Callable[[], object], rounds: int, unit: 
     """The cpu time that each of them spends while something is done."""
     samples: dict[str, list[float]] = {name: [] for name in pids}
     for _ in range(rounds):
-        before = {name: _cpu(pid) for name, pid in pids.items()}
+        before = {name: cpu_time(pid) for name, pid in pids.items()}
         what()
         for name, pid in pids.items():
-            samples[name].append(unit(_cpu(pid) - before[name]))
+            samples[name].append(unit(cpu_time(pid) - before[name]))
     return {name: Figure(tuple(values)) for name, values in samples.items()}
 
 

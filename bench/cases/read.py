@@ -6,14 +6,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ..frame import Missing, Table, take_turns
-from ..setting import Setting, on_cpus, pinned_iterator
+from ..frame import Figure, Missing, Table, take_turns
+from ..setting import Setting, cpu_time, on_cpus, pinned_iterator
 
 TITLE = "open, read, read to the end, close, of one file through the mount"
 QUICK = True
 GUESTS = False
+
+OURS, LIBFUSE, LXCFS = "cgstatfs, proc.events", "C libfuse, a constant", "lxcfs, proc/loadavg"
+# Of peers/read_file.c
+_WARM_UP = 20
 
 
 @dataclass
@@ -38,10 +43,10 @@ def _constant(setting: Setting) -> _File:
 def _files(setting: Setting, table: Table) -> dict[str, _File]:
     cgroup = setting.cgroup()
     mount = setting.mount()
-    files = {"cgstatfs, proc.events": _File(mount.of(cgroup) / "proc.events", mount.pid)}
+    files = {OURS: _File(mount.of(cgroup) / "proc.events", mount.pid)}
     peers: dict[str, Callable[[], _File]] = {
-        "C libfuse, a constant": lambda: _constant(setting),
-        "lxcfs, proc/loadavg": lambda: _lxcfs(setting),
+        LIBFUSE: lambda: _constant(setting),
+        LXCFS: lambda: _lxcfs(setting),
         "pinned cgroup iterator": lambda: _File(pinned_iterator(setting, cgroup)),
         "cgroupfs, cpu.stat": lambda: _File(cgroup / "cpu.stat"),
     }
@@ -53,33 +58,54 @@ def _files(setting: Setting, table: Table) -> dict[str, _File]:
     return files
 
 
-def run(setting: Setting) -> Iterator[Table]:
-    """Same core, then different ones."""
-    placements = {"reader and daemon on one core": {0}, "on different cores": {1}}
-    tables = {
-        text: Table(f"open, read, read, close: {text}", "us") for text in placements
-    }
-    files = _files(setting, tables["on different cores"])
-    reader = setting.program("read_file")
-    count = setting.some(1000, 300)
+class _Reader:
+    """Reads a file, and takes the time of it."""
 
-    def read(file: _File, cpus: set[int]) -> float:
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._program = setting.program("read_file")
+        self._count = setting.some(1000, 300)
+        # Of the last that was read.
+        self.cpu_us = 0.0
+
+    def __call__(self, file: _File, cpus: set[int]) -> float:
+        """Microseconds each, by the clock."""
         if file.pid:
             on_cpus(file.pid, cpus)
-        return float(setting.run([reader, file.path, str(count)], {0})) / 1000
+        before = cpu_time(file.pid) if file.pid else 0
+        command = [self._program, file.path, str(self._count)]
+        took, own = map(float, self._setting.run(command, {0}).split())
+        served = cpu_time(file.pid) - before if file.pid else 0
+        self.cpu_us = (own + served / (self._count + _WARM_UP)) / 1000
+        return took / 1000
 
-    subjects = {
-        f"{text}/{name}": (lambda file=file, cpus=cpus: read(file, cpus))
-        for text, cpus in placements.items() if cpus <= os.sched_getaffinity(0)
-        for name, file in files.items()
-    }  # fmt: skip
+
+def run(setting: Setting) -> Iterator[Table]:
+    """Same core, then different ones; and what cpu time it takes, which others do not add to."""
+    same = Table("open, read, read, close: reader and daemon on one core", "us")
+    different = Table("open, read, read, close: on different cores", "us")
+    cpu = Table("open, read, read, close: cpu time of reader and daemon, on one core", "us")
+    files = _files(setting, same)
+    read = _Reader(setting)
+    spent: dict[str, list[float]] = {name: [] for name in files}
+
+    def read_on_one(name: str) -> float:
+        took = read(files[name], {0})
+        spent[name].append(read.cpu_us)
+        return took
+
+    subjects = {f"0{name}": partial(read_on_one, name) for name in files}
+    if len(os.sched_getaffinity(0)) > 1:
+        subjects |= {f"1{name}": partial(read, file, {1}) for name, file in files.items()}
+    else:
+        different.notes.append("there is one core")
     figures = take_turns(subjects, setting.some(21, 9))
-    for text, table in tables.items():
-        table.figures = {name: figures[f"{text}/{name}"] for name in files if f"{text}/{name}" in figures}
-    same, different = tables.values()
-    ours = "cgstatfs, proc.events"
-    same.target("beside C libfuse", ours, "C libfuse, a constant", 1.7, 8)
-    same.target("beside lxcfs", ours, "lxcfs, proc/loadavg", 1, 6)
-    different.target("beside C libfuse", ours, "C libfuse, a constant", 1, 6)
-    different.target("beside lxcfs", ours, "lxcfs, proc/loadavg", 1, 6)
-    yield from tables.values()
+    same.figures = {name[1:]: figure for name, figure in figures.items() if name[0] == "0"}
+    different.figures = {name[1:]: figure for name, figure in figures.items() if name[0] == "1"}
+    cpu.figures = {name: Figure(tuple(values)) for name, values in spent.items()}
+    for table, what, bound, alarm in (
+        (same, "one core", 1.7, None), (different, "different cores", 1, None), (cpu, "cpu time", 1.7, 6),
+    ):  # fmt: skip
+        table.target(f"{what}, beside C libfuse", OURS, LIBFUSE, bound, alarm)
+        table.target(f"{what}, beside lxcfs", OURS, LXCFS, 1, alarm)
+        yield table

@@ -104,6 +104,9 @@ def _subjects(root: int) -> dict[str, tuple[str, _Attached]]:
         _OFF: ("", nullcontext),
         "cgstatfs, sched.runqlat": ("sched.runqlat", partial(_ours, "sched_runqlat", root)),
         "libbpf-tools, runqlat": ("sched.runqlat", partial(_tool, "runqlat", "3600")),
+        "libbpf-tools, runqlat by PID namespace": (
+            "sched.runqlat", partial(_tool, "runqlat", "--pidnss", "3600"),
+        ),
         "bpftrace, run queue latency by cgroup": ("sched.runqlat", partial(_bpftrace, _RUNQLAT)),
         "cgstatfs, proc.events": ("proc.events", partial(_ours, "proc_events", root)),
         "libbpf-tools, exitsnoop": ("proc.events", partial(_tool, "exitsnoop")),
