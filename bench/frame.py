@@ -8,9 +8,10 @@ slowed a round slowed both.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 __all__ = ("Figure", "Missing", "Table", "Target", "difference", "ratio", "take_turns")
 
@@ -108,6 +109,26 @@ class Table:
     notes: list[str] = field(default_factory=list)
     lines: dict[str, dict[float, str]] = field(default_factory=dict)
     axis: str = ""
+
+    def to_json(self) -> str:
+        """For :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        """As it was measured elsewhere."""
+        read = json.loads(text)
+
+        def figure(value: dict | None) -> Figure | None:
+            return value and Figure(tuple(value["samples"]))
+
+        read["figures"] = {name: figure(value) for name, value in read["figures"].items()}
+        read["targets"] = [Target(**each | {"value": figure(each["value"])}) for each in read["targets"]]
+        read["lines"] = {
+            name: {float(at): figure for at, figure in points.items()}
+            for name, points in read["lines"].items()
+        }
+        return cls(**read)
 
     def target(
         self, text: str, one: str, others: str | Iterable[str], bound: float, alarm: float | None = None

@@ -9,10 +9,10 @@ run()       measures it, in a setting; gives the tables
 
 from types import ModuleType
 
-from . import daemon, flush, lookup, memory, paths, read, subtree, update, victim
+from . import daemon, flush, guests, lookup, memory, paths, read, subtree, update, victim
 
 __all__ = ("ALL",)
 
 ALL: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module for module in (update, read, paths, lookup, flush, subtree, memory, daemon, victim)
+    module.__name__.rpartition(".")[2]: module for module in (update, read, paths, lookup, flush, subtree, memory, daemon, victim, guests)
 }

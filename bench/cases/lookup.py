@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from cgstatfs import libbpf, loading
-from cgstatfs.engines import Standalone, choose
+from cgstatfs.engines import Engine, choose
 
 from ..frame import Missing, Table, Target, take_turns
 from ..setting import Setting, cgroup_id, pinned_iterator
@@ -21,11 +22,12 @@ TITLE = "a lookup, from the daemon's request to bytes"
 QUICK = True
 GUESTS = False
 
-_CALLS = 2000
+OURS = "cgstatfs, a leaf: lookup and text"
+CPU_STAT = "cgroupfs, cpu.stat read by Python"
 _BOUND_US = 20
 
 
-def _timed(call: Callable[[], object], count: int = _CALLS) -> Callable[[], float]:
+def _timed(call: Callable[[], object], count: int) -> Callable[[], float]:
     """Microseconds a call; a loop of Python's, 30 ns, is in it."""
 
     def sample() -> float:
@@ -65,36 +67,40 @@ def _run_nothing(obj: libbpf.Object) -> Callable[[], None]:
     return libbpf.test_run(obj.programs["nothing"].fd, Context())
 
 
-def run(setting: Setting) -> Iterator[Table]:
-    """In this process, as the daemon does it."""
+def measure(setting: Setting, engine: Engine, unit: str, calls: int, rounds: int) -> Table:
+    """Of one engine, in this process, as the daemon does it."""
     cgroup = setting.cgroup()
     id = cgroup_id(cgroup)
-    engine, _ = choose("auto")
-    collector = setting.load(setting.object("lookups"), engine)
-    (stats_map,) = collector.stats_maps
-    flat = setting.keep(closing(setting.open_object("iterators")))
-    loading.walk(flat.programs["fill"].fd, libbpf.CGROUP_ITER_SELF_ONLY, id)
+    (stats_map,) = setting.load(setting.object("lookups"), engine).stats_maps
     value_type, look_up = stats_map.value_type, stats_map.lookup
     value = look_up(id)
     data = b"".join(element.to_bytes(8, sys.byteorder) for element in value)
+    timed = partial(_timed, count=calls)
     subjects = {
-        "cgstatfs, a leaf: lookup and text": _timed(lambda: value_type.format(look_up(id))),
-        "cgstatfs, the part: lookup in the kernel, and elements": _timed(lambda: look_up(id)),
-        "cgstatfs, the part: elements": _timed(lambda: value_type.unpack(data)),
-        "cgstatfs, the part: text": _timed(lambda: value_type.format(value)),
-        "hash, bpf_map_lookup_elem": _timed(_map_lookup(flat.maps["counts"].fd, id, 32)),
-        "cgroupfs, cpu.stat read by Python": _timed(_read_file(cgroup / "cpu.stat"), _CALLS // 4),
+        OURS: timed(lambda: value_type.format(look_up(id))),
+        "cgstatfs, the part: lookup in the kernel, and elements": timed(lambda: look_up(id)),
+        "cgstatfs, the part: elements": timed(lambda: value_type.unpack(data)),
+        "cgstatfs, the part: text": timed(lambda: value_type.format(value)),
+        CPU_STAT: timed(_read_file(cgroup / "cpu.stat")),
     }
-    if isinstance(engine, Standalone):
-        subjects["cgstatfs, the part: bpf_prog_test_run alone"] = _timed(_run_nothing(flat))
-    table = Table(f"a lookup of four counters, engine {engine.name}", "us")
+    table = Table(f"a lookup of four counters, engine {engine.name}", unit)
     try:
+        flat = setting.keep(closing(setting.open_object("iterators")))
+        loading.walk(flat.programs["fill"].fd, libbpf.CGROUP_ITER_SELF_ONLY, id)
         pinned = pinned_iterator(setting, cgroup)
-        subjects["pinned cgroup iterator read by Python"] = _timed(_read_file(pinned), _CALLS // 4)
     except Missing as error:
         table.notes.append(str(error))
-    table.figures = take_turns(subjects, setting.some(21, 9))
-    ours = "cgstatfs, a leaf: lookup and text"
-    table.targets.append(Target("us a leaf", table.figures[ours], _BOUND_US))
-    table.target("beside cgroupfs's cpu.stat", ours, "cgroupfs, cpu.stat read by Python", 1, 5)
+    else:
+        subjects["an empty program run by bpf_prog_test_run"] = timed(_run_nothing(flat))
+        subjects["hash, bpf_map_lookup_elem"] = timed(_map_lookup(flat.maps["counts"].fd, id, 32))
+        subjects["pinned cgroup iterator read by Python"] = timed(_read_file(pinned))
+    table.figures = take_turns(subjects, rounds)
+    return table
+
+
+def run(setting: Setting) -> Iterator[Table]:
+    """Of the engine that this kernel has."""
+    table = measure(setting, choose("auto")[0], "us", setting.some(1000, 500), setting.some(21, 9))
+    table.targets.append(Target("us a leaf", table.figures[OURS], _BOUND_US))
+    table.target("beside cgroupfs's cpu.stat", OURS, CPU_STAT, 1, 5)
     yield table

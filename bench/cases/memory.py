@@ -11,7 +11,7 @@ from pathlib import Path
 from cgstatfs import libbpf, loading
 from cgstatfs.engines import Engine, choose
 
-from ..frame import Figure, Missing, Table, Target, ratio
+from ..frame import Figure, Missing, Table
 from ..setting import Setting, cgroup_id, wait_until
 
 TITLE = "memory of an entry, as the kernel accounts it to BPF maps"
@@ -71,24 +71,34 @@ def measure(setting: Setting, engine: Engine, name: str, count: int) -> Table:
     def grown() -> float:
         return (sum(map(_memory, parts)) - fixed) / count
 
-    table.figures["cgstatfs, touched by no cpu"] = Figure((grown(),))
+    table.figures[_touched(0, cpus)] = Figure((grown(),))
     online = sorted(os.sched_getaffinity(0))
     try:
         for number, cpu in enumerate(online, 1):
             os.sched_setaffinity(0, {cpu})
             loading.walk(touch, libbpf.CGROUP_ITER_DESCENDANTS_PRE, ids[0])
-            if 4 * number % cpus == 0 or number in (1, len(online)):
-                table.figures[_touched(number, cpus)] = Figure((grown(),))
+            table.figures[_touched(number, cpus)] = Figure((grown(),))
     finally:
         os.sched_setaffinity(0, online)
+    if len(online) < cpus:
+        _extrapolate(table, len(online), cpus)
     table.notes.append(f"and for the map, whatever is in it: {fixed:,} bytes")
-    half = max((n for n in range(1, len(online) + 1) if 2 * n <= cpus and _touched(n, cpus) in table.figures), default=0)
-    for number, bound, alarm in (half, 1, 3), (cpus, 1.7, 4):
-        figure = table.figures.get(_touched(number, cpus))
-        if figure:
-            value = ratio(figure, table.figures[flat])
-            table.targets.append(Target(f"touched by {number} of {cpus} cpus, beside flat", value, bound, alarm))
+    for number, bound, alarm in (cpus // 2, 1, 3), (cpus, 1.7, 4):
+        text = f"touched by {number} of {cpus} cpus, beside flat"
+        table.target(text, _touched(number, cpus), flat, bound, alarm)
     return table
+
+
+def _extrapolate(table: Table, online: int, cpus: int) -> None:
+    """Each cpu that touches a cgroup adds as much as the one before."""
+    none, one, last = (
+        table.figures[_touched(number, cpus)].median for number in (0, 1, online)
+    )
+    for number in sorted({cpus // 2, cpus}):
+        if number > online:
+            each = (last - one) / (online - 1) if online > 1 else one - none
+            table.figures[_touched(number, cpus)] = Figure((last + (number - online) * each,))
+    table.notes.append(f"{online} cpus are online; what more of them would take follows from what one took")
 
 
 def _touched(number: int, cpus: int) -> str:
