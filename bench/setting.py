@@ -248,8 +248,15 @@ class Setting:
         self._cgstatfs("mount", path)
         mount = Mount(path, self.cgroupfs)
         self._stack.callback(mount.runtime.log.unlink, missing_ok=True)
-        self._stack.callback(self._cgstatfs, "umount", path)
+        self._stack.callback(self._unmount, path)
         return mount
+
+    def _unmount(self, path: Path) -> None:
+        """What is slow to end has been asked to, and will."""
+        try:
+            self._cgstatfs("umount", path)
+        except Missing as error:
+            print(f"  note: {error}")
 
     def load_into(self, mount: Mount, path: Path) -> None:
         """Have a collector served by a mount, which root alone may have written."""

@@ -99,12 +99,12 @@ def run(setting: Setting) -> Iterator[Table]:
         subjects |= {f"1{name}": partial(read, file, {1}) for name, file in files.items()}
     else:
         different.notes.append("there is one core")
-    figures = take_turns(subjects, setting.some(21, 9))
+    figures = take_turns(subjects, setting.some(21, 5))
     same.figures = {name[1:]: figure for name, figure in figures.items() if name[0] == "0"}
     different.figures = {name[1:]: figure for name, figure in figures.items() if name[0] == "1"}
     cpu.figures = {name: Figure(tuple(values)) for name, values in spent.items()}
     for table, what, bound, alarm in (
-        (same, "one core", 1.7, None), (different, "different cores", 1, None), (cpu, "cpu time", 1.7, 6),
+        (same, "one core", 1.7, None), (different, "different cores", 1, None), (cpu, "cpu time", 1.7, 15),
     ):  # fmt: skip
         table.target(f"{what}, beside C libfuse", OURS, LIBFUSE, bound, alarm)
         table.target(f"{what}, beside lxcfs", OURS, LXCFS, 1, alarm)

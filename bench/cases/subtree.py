@@ -23,7 +23,7 @@ GUESTS = False
 _FILE = "bench.counters"
 _SIZE = 32
 _BATCH = 4096
-_COMMANDS = 200
+_COMMANDS = 100
 
 _TREE = "cgstatfs, one read of .tree"
 _FILES = "cgstatfs, file by file: one cat of all"
@@ -158,7 +158,7 @@ def _tree(mount: Mount, top: Path) -> Callable[[], object] | None:
 
 def run(setting: Setting) -> Iterator[Table]:
     """Everybody reads four counters of each, or all that cpu.stat has."""
-    count = setting.some(10_000, 1000)
+    count = setting.some(10_000, 300)
     mount = setting.mount()
     setting.load_into(mount, setting.object("lookups"))
     top = setting.cgroup()

@@ -98,8 +98,10 @@ def run(
         if counting:
             vng.append("--qemu-opts=-icount shift=0,sleep=off")
         if possible_cpus:
-            # Added to the -smp that vng gives.
-            vng.append(f"--qemu-opts=-smp maxcpus={possible_cpus}")
+            # Added to the -smp that vng gives. In a socket each: Linux takes none for possible
+            # that is not there, in a socket that is.
+            topology = f"maxcpus={possible_cpus},sockets={possible_cpus},cores=1,threads=1"
+            vng.append(f"--qemu-opts=-smp {topology}")
         with _started(vng, folder) as (process, console):
             try:
                 status = _follow(process, shared, timeout)
