@@ -21,9 +21,10 @@ VARIANT ?= $(if $(CGSTATFS_TREE),tree,native)
 PACKAGES = clang llvm libbpf-dev bpftool libfuse3-dev pkg-config gcc python3-venv python3-dev
 # What the tests drive the mount with, compile with as others do, and boot.
 TEST_PACKAGES = bpftrace busybox debian-archive-keyring diffutils e2fsprogs file kmod procps \
-	python3-bpfcc qemu-system-x86 rsync tar tree util-linux
-# What is measured beside it, and what draws the plots.
-BENCH_PACKAGES = bpftrace gcc libbpf-tools libfuse3-dev lxcfs python3-matplotlib strace util-linux
+	python3-bpfcc qemu-system-x86 rsync strace tar tree util-linux
+# What `make bench` measures beside it, and draws plots with. (lxcfs comes with a service, so
+# `make bench-quick` does without.)
+BENCH_PACKAGES = bpftrace libbpf-tools lxcfs python3-matplotlib
 # What machines are made and booted with.
 BOOT_PACKAGES = debian-archive-keyring e2fsprogs mmdebstrap qemu-system-x86 util-linux
 # What a kernel is built with; bpftool writes down its types.
@@ -89,7 +90,7 @@ build: root packages $(VENV)/installed package-data
 
 package-data: $(PACKAGE_DATA)
 
-TESTING = build test-packages bench-packages $(VENV)/installed-for-tests $(TEST_OBJECTS) $(BENCH_PROGRAMS)
+TESTING = build test-packages $(VENV)/installed-for-tests $(TEST_OBJECTS) $(BENCH_PROGRAMS)
 
 # The kernel, too, beside the tests that do not need it; see tests/t5_guests/conftest.py.
 test: $(TESTING) deb-packages kernel-packages
@@ -118,12 +119,12 @@ measure-kernel: $(TESTING) kernel-packages
 		/usr/bin/python3 -m tests.vm.build $$variant || exit 1; done
 	$(PYTHON) -m tests.kernel.measure
 
-bench: $(TESTING) kernel-packages
+bench: $(TESTING) bench-packages kernel-packages
 	@/usr/bin/python3 -m tests.vm.build native-fast
 	$(PYTHON) -m bench $(CASES)
 
 # Fails where a ratio is far above what is usual; in `make test`, too.
-bench-quick: build bench-packages $(BENCH_PROGRAMS)
+bench-quick: build test-packages $(BENCH_PROGRAMS)
 	$(PYTHON) -m bench --quick $(CASES)
 
 # copy-source DIRECTORY,NAME...: made anew

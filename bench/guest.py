@@ -45,7 +45,7 @@ def _flushes(setting: Setting, engine: Engine) -> Iterator[Table]:
 
 def _memory(setting: Setting, engine: Engine) -> Iterator[Table]:
     for name in "lookups", "updates":
-        yield memory.measure(setting, engine, name, 500)
+        yield memory.measure(setting, engine, name, 200)
 
 
 def main() -> None:

@@ -102,4 +102,4 @@ def run(setting: Setting) -> Iterator[Table]:
         figures = take_turns(subjects(setting, engine, count), setting.some(31, 11))
     finally:
         os.sched_setaffinity(0, cpus)
-    yield from tables(f"one update, engine {engine.name}", "ns", figures, (2, 2.5, 1.5))
+    yield from tables(f"one update, engine {engine.name}", "ns", figures, (3, 3, 3))
