@@ -120,7 +120,7 @@ def _remove_cgroup(directory: Path) -> None:
 
 def remove_leftovers() -> None:
     """Cgroups of runs that were killed."""
-    for directory in find_cgroup2().glob(f"{_PREFIX}*"):
+    for directory in find_cgroup2().glob(f"{_PREFIX}*-*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if not Path("/proc", pid).exists():
             _remove_cgroup(directory)

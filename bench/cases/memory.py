@@ -80,25 +80,11 @@ def measure(setting: Setting, engine: Engine, name: str, count: int) -> Table:
             table.figures[_touched(number, cpus)] = Figure((grown(),))
     finally:
         os.sched_setaffinity(0, online)
-    if len(online) < cpus:
-        _extrapolate(table, len(online), cpus)
     table.notes.append(f"and for the map, whatever is in it: {fixed:,} bytes")
     for number, bound, alarm in (cpus // 2, 1, 3), (cpus, 1.7, 4):
         text = f"touched by {number} of {cpus} cpus, beside flat"
         table.target(text, _touched(number, cpus), flat, bound, alarm)
     return table
-
-
-def _extrapolate(table: Table, online: int, cpus: int) -> None:
-    """Each cpu that touches a cgroup adds as much as the one before."""
-    none, one, last = (
-        table.figures[_touched(number, cpus)].median for number in (0, 1, online)
-    )
-    for number in sorted({cpus // 2, cpus}):
-        if number > online:
-            each = (last - one) / (online - 1) if online > 1 else one - none
-            table.figures[_touched(number, cpus)] = Figure((last + (number - online) * each,))
-    table.notes.append(f"{online} cpus are online; what more of them would take follows from what one took")
 
 
 def _touched(number: int, cpus: int) -> str:

@@ -33,9 +33,6 @@ def _parser() -> argparse.ArgumentParser:
         help="default: all of Debian's",
     )
     parser.add_argument("--cpus", type=int, default=2, help="default: %(default)s")
-    parser.add_argument(
-        "--possible-cpus", type=int, default=0, help="more than there are; default: as many"
-    )
     parser.add_argument("--memory", default="2G", help="default: %(default)s")
     parser.add_argument(
         "--timeout",
@@ -86,8 +83,7 @@ def _boot(name: str, kernel: kernels.Kernel, arguments: argparse.Namespace) -> i
     for last in (name in build.NAMES, True):
         try:
             return guest.run(
-                kernel, arguments.command, cpus=arguments.cpus,
-                possible_cpus=arguments.possible_cpus, memory=arguments.memory,
+                kernel, arguments.command, cpus=arguments.cpus, memory=arguments.memory,
                 timeout=arguments.timeout, counting=arguments.counting,
             )  # fmt: skip
         except guest.BootError as error:

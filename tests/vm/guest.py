@@ -72,7 +72,6 @@ def run(
     command: list[str],
     *,
     cpus: int = 2,
-    possible_cpus: int = 0,
     memory: str = "2G",
     timeout: float = 600,
     counting: bool = False,
@@ -82,7 +81,6 @@ def run(
     The command starts in the repository's folder, without standard input, with
     this Python's programs first on its PATH.
 
-    :param possible_cpus: how many cpus there could come to be; 0: none besides *cpus*.
     :param timeout: seconds for all of it, from start to power-off.
     :param counting: have the guest's clocks advance by a nanosecond with each
         instruction and when it is idle, so that they count what is executed.
@@ -97,11 +95,6 @@ def run(
         vng = _vng(kernel, shared, cpus, memory, timeout)
         if counting:
             vng.append("--qemu-opts=-icount shift=0,sleep=off")
-        if possible_cpus:
-            # Added to the -smp that vng gives. In a socket each: Linux takes none for possible
-            # that is not there, in a socket that is.
-            topology = f"maxcpus={possible_cpus},sockets={possible_cpus},cores=1,threads=1"
-            vng.append(f"--qemu-opts=-smp {topology}")
         with _started(vng, folder) as (process, console):
             try:
                 status = _follow(process, shared, timeout)
