@@ -213,9 +213,13 @@ class Setting:
             raise Missing(f"{path.relative_to(_REPOSITORY)} was not built; see make bench")
         return path
 
-    def load(self, path: Path, engine: Engine) -> Collector:
-        """A collector, without a mount."""
-        collector = load(Request(path, engine, cgroup_id(self.cgroupfs)))
+    def load(self, path: Path, engine: Engine, initial: Path | None = None) -> Collector:
+        """A collector, without a mount.
+
+        :param initial: it counts there and below alone
+        """
+        initials = {"": cgroup_id(initial)} if initial else {}
+        collector = load(Request(path, engine, cgroup_id(self.cgroupfs), initials))
         self._stack.callback(collector.close)
         return collector
 

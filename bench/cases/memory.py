@@ -48,15 +48,16 @@ def _flat(ids: list[int], size: int) -> float:
 
 def measure(setting: Setting, engine: Engine, name: str, count: int) -> Table:
     """Of the collector of that name in bpf/, and an element of its type in a flat hash."""
-    collector = setting.load(setting.object(name), engine)
+    # Others make and remove cgroups meanwhile, whose entries would be counted.
+    top = setting.cgroup()
+    collector = setting.load(setting.object(name), engine, initial=top)
     (stats_map,) = collector.stats_maps
     (prefix,) = collector.prefixes
     parts = collector.parts(prefix).values()
     touch = collector.programs["touch" if "touch" in collector.programs else "update"]
     fixed = sum(map(_memory, parts))
-    top = setting.cgroup()
-    ids = [cgroup_id(top)]
-    for number in range(count - 1):
+    ids = []
+    for number in range(count):
         path = top / str(number)
         path.mkdir()
         ids.append(cgroup_id(path))
@@ -76,7 +77,7 @@ def measure(setting: Setting, engine: Engine, name: str, count: int) -> Table:
     try:
         for number, cpu in enumerate(online, 1):
             os.sched_setaffinity(0, {cpu})
-            loading.walk(touch, libbpf.CGROUP_ITER_DESCENDANTS_PRE, ids[0])
+            loading.walk(touch, libbpf.CGROUP_ITER_DESCENDANTS_PRE, cgroup_id(top))
             table.figures[_touched(number, cpus)] = Figure((grown(),))
     finally:
         os.sched_setaffinity(0, online)
