@@ -168,5 +168,5 @@ def _table(
             # All of the time, not what was added: that can be nothing, or less.
             if peer != ours and subjects[peer][0] == statistic and statistic != "mm.reclaim":
                 value = ratio(figures[ours], figures[peer])
-                table.targets.append(Target(f"all of the time, {statistic} beside {peer.partition(',')[0]}", value, 1))
+                table.targets.append(Target(f"all of the time, {statistic} beside {peer}", value, 1))
     return table
