@@ -172,7 +172,7 @@ def measure(setting: Setting, engine: Engine, counts: list[int], sizes: list[int
         _target(table, f"k={size}: n={most} beside {base.split()[1]}", _name(most, size), base, bound, 4)
     leaf = f"{_LEAF}, n={most}"
     _target(table, f"k=0, n={most}, beside a leaf", _name(most, 0), leaf, 2, 6)
-    _target(table, f"a leaf with {_PENDING} pending elsewhere", _pending(most), leaf, 3, 1e5)
+    _target(table, f"a leaf with {_PENDING} pending elsewhere", _pending(most), leaf, 3, 12)
     return table
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ QUICK = True
 GUESTS = False
 
 OURS, LIBFUSE, LXCFS = "cgstatfs, proc.events", "C libfuse, a constant", "lxcfs, proc/loadavg"
+PYFUSE3 = "pyfuse3, a constant: the limit in Python"
 # Of peers/read_file.c
 _WARM_UP = 20
 
@@ -34,9 +36,8 @@ def _lxcfs(setting: Setting) -> _File:
     return _File(mount / "proc" / "loadavg", pid)
 
 
-def _constant(setting: Setting) -> _File:
-    program = setting.program("constant")
-    mount, pid = setting.peer_mount(lambda path: [program, path])
+def _constant(setting: Setting, *command: str | Path) -> _File:
+    mount, pid = setting.peer_mount(lambda path: [*command, path])
     return _File(mount / "file", pid)
 
 
@@ -45,7 +46,8 @@ def _files(setting: Setting, table: Table) -> dict[str, _File]:
     mount = setting.mount()
     files = {OURS: _File(mount.of(cgroup) / "proc.events", mount.pid)}
     peers: dict[str, Callable[[], _File]] = {
-        LIBFUSE: lambda: _constant(setting),
+        LIBFUSE: lambda: _constant(setting, setting.program("constant")),
+        PYFUSE3: lambda: _constant(setting, sys.executable, "-m", "bench.peers.constant"),
         LXCFS: lambda: _lxcfs(setting),
         "pinned cgroup iterator": lambda: _File(pinned_iterator(setting, cgroup)),
         "cgroupfs, cpu.stat": lambda: _File(cgroup / "cpu.stat"),
