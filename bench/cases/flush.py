@@ -69,6 +69,8 @@ class _Flushes:
         self.cgroups = _Cgroups(setting.cgroup(), sizes)
         collector: Collector = setting.load(setting.object("lookups"), engine)
         self._update = collector.programs["update"]
+        # The same for a stats map that is not looked up: as much work before, and nothing pending.
+        self._elsewhere = setting.load(setting.object("lookups"), engine).programs["update"]
         (stats_map,) = collector.stats_maps
         self._look_up = stats_map.lookup
         self._leaf = setting.cgroup()
@@ -79,14 +81,16 @@ class _Flushes:
         self._look_up(id)
         return (time.thread_time_ns() - begin) / 1000
 
-    def _flush(self, updated: Path | None, looked_up: Path, samples: int = _SAMPLES) -> float:
+    def _flush(
+        self, updated: Path | None, looked_up: Path, samples: int = _SAMPLES, update: int | None = None
+    ) -> float:
         """Microseconds that a lookup takes when all of a group was updated."""
         id = cgroup_id(looked_up)
         self._look_up(id)
         taken = []
         for _ in range(samples):
             if updated:
-                loading.walk(self._update, libbpf.CGROUP_ITER_DESCENDANTS_PRE, cgroup_id(updated))
+                loading.walk(update or self._update, libbpf.CGROUP_ITER_DESCENDANTS_PRE, cgroup_id(updated))
             taken.append(self._timed(id))
         return statistics.median(taken)
 
@@ -113,8 +117,11 @@ class _Flushes:
                 taken = self._flush(group, self.cgroups.top)
                 samples.setdefault(_name(count, size), []).append(taken)
             samples.setdefault(f"{_LEAF}, n={count}", []).append(self._flush(None, self._leaf, 25))
-            if elsewhere := groups.get(_PENDING):
-                samples.setdefault(_pending(count), []).append(self._flush(elsewhere, self._leaf))
+            if group := groups.get(_PENDING):
+                for what, update in (_pending(count), self._update), (_idle(count), self._elsewhere):
+                    taken = self._flush(group, self._leaf, update=update)
+                    samples.setdefault(what, []).append(taken)
+                    self._look_up(cgroup_id(self.cgroups.top))
             with suppress(Missing):
                 for name, taken in self._peers(count):
                     samples.setdefault(name, []).append(taken)
@@ -147,6 +154,10 @@ def _pending(count: int) -> str:
     return f"cgstatfs, a leaf, {_PENDING} pending elsewhere, n={count}"
 
 
+def _idle(count: int) -> str:
+    return f"cgstatfs, a leaf, after as many updates of another map, n={count}"
+
+
 def _target(table: Table, text: str, one: str, other: str, bound: float, alarm: float) -> None:
     figures = table.figures
     if one != other and one in figures and other in figures:
@@ -172,7 +183,7 @@ def measure(setting: Setting, engine: Engine, counts: list[int], sizes: list[int
         _target(table, f"k={size}: n={most} beside {base.split()[1]}", _name(most, size), base, bound, 4)
     leaf = f"{_LEAF}, n={most}"
     _target(table, f"k=0, n={most}, beside a leaf", _name(most, 0), leaf, 2, 6)
-    _target(table, f"a leaf with {_PENDING} pending elsewhere", _pending(most), leaf, 3, 12)
+    _target(table, f"a leaf with {_PENDING} pending elsewhere", _pending(most), _idle(most), 3, 12)
     return table
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     pyfuse3.init(_Constant(), sys.argv[1], {"fsname=constant", "default_permissions"})
     poll_first()
     try:
-        trio.run(pyfuse3.main)
+        trio.run(pyfuse3.main, 1, 1)
     finally:
         pyfuse3.close()
 
