@@ -79,13 +79,14 @@ def main() -> int:
 
 
 def _write(results: Results, output: Path) -> None:
-    """JSON and plots, in place of those of the run before."""
+    """JSON, the README's table, and plots, in place of those of the run before."""
     from . import plots
 
     output.mkdir(parents=True, exist_ok=True)
     for path in output.glob("*.png"):
         path.unlink()
     results.write_json(output / "results.json")
+    (output / "table.md").write_text(results.markdown())
     plots.write(results.tables, output)
     print(f"\nwritten to {output}")
 

@@ -102,6 +102,21 @@ class Results:
         lines += [f"{case}: FAILED: {reason}" for case, reason in self.failed.items()]
         return "\n".join(lines)
 
+    def markdown(self) -> str:
+        """What the README has: when and where, and the targets."""
+        about = self.about
+        lines = [
+            f"{about['date']}, commit {about['commit']}; {about['machine']}, {about['kernel']}, load "
+            f"{about['load before']} before.", "",
+            "| case | target | reached | bound | verdict |", "|---|---|---|---|---|",
+        ]  # fmt: skip
+        for case, table in self.tables:
+            for target in table.targets:
+                value = _number(target.value.median) if target.value else "-"
+                bound = _number(target.bound)
+                lines.append(f"| {case} | {target.text} | {value} | {bound} | {target.verdict} |")
+        return "\n".join(lines) + "\n"
+
     def alarms(self) -> list[str]:
         """What got worse than noise can make it."""
         return [
