@@ -218,6 +218,15 @@ def test_all_that_is_asked_of_a_daemon_works_in_the_sandbox(booted: Machine) -> 
     booted.check("cgstatfs restart; sh /root/fork 5")
     assert booted.check(f"head -n 1 {POINT}/known/mystats") == "started 12\n"
     assert main_pid(booted) != pid
+    # Who reads a subtree is looked up in /proc: root comes everywhere.
+    booted.check(
+        """mkdir -p /sys/fs/cgroup/known/theirs/below
+        chown 1000:1000 /sys/fs/cgroup/known/theirs; chmod 700 /sys/fs/cgroup/known/theirs"""
+    )
+    paths = f"{POINT}/known/.tree/mystats | cut -d ' ' -f 1"
+    assert booted.check(f"cat {paths}").split() == ["/", "/theirs", "/theirs/below"]
+    assert booted.check(f"setpriv --reuid=2000 --regid=2000 --clear-groups cat {paths}") == "/\n"
+    booted.check("rmdir /sys/fs/cgroup/known/theirs/below /sys/fs/cgroup/known/theirs")
     booted.check("cgstatfs unload mystats")
     assert set(booted.check(f"ls {POINT}/known").split()) == SHIPPED
     booted.check("cp /root/mystats.bpf.o /etc/cgstatfs/collectors.d/; systemctl reload cgstatfs")
