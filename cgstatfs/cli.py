@@ -49,7 +49,7 @@ _OPTIONS = {
     "watchdog-seconds": "limits.watchdog-seconds",
 }  # fmt: skip
 # For another daemon to come.
-_RESTART_SECONDS = 60
+_RESTART_SECONDS = 180
 
 
 class _Failure(Exception):
