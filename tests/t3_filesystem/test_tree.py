@@ -97,6 +97,7 @@ def test_has_what_the_files_have(mounted: Mounted, tree: Path, work: Path, name:
     }
 
 
+@pytest.mark.on_host
 def test_paths_are_escaped(mounted: Mounted, tree: Path) -> None:
     names = (b" ", b"a b", b"a\tb", b"\\040", b"#", b"=", b"\xff\xfe", "ä".encode(), b"a=b c=d")
     for name in names:
@@ -140,6 +141,7 @@ def test_what_it_is(mounted: Mounted, tree: Path) -> None:
     assert len(inodes) == 2 + 2 * len(MAPS)
 
 
+@pytest.mark.on_host
 def test_what_is_not_there(mounted: Mounted, tree: Path) -> None:
     directory = mounted.of(tree) / ".tree"
     (tree / "a").mkdir()
@@ -159,6 +161,7 @@ def test_what_is_not_there(mounted: Mounted, tree: Path) -> None:
         (mounted.path / ".cgstatfs/.tree").stat()
 
 
+@pytest.mark.on_host
 def test_a_cgroup_of_that_name_goes_before(mounted: Mounted, tree: Path) -> None:
     hidden = mounted.of(tree) / ".tree"
     assert sorted(os.listdir(hidden)) == sorted(MAPS)
@@ -173,6 +176,7 @@ def test_a_cgroup_of_that_name_goes_before(mounted: Mounted, tree: Path) -> None
     assert list(parse((hidden / "proc.events").read_bytes())) == ["/"]
 
 
+@pytest.mark.on_host
 def test_adopted(mounted: Mounted, tree: Path, pins: Path, adopt: Callable) -> None:  # noqa: F811
     cgroups = Tree(tree, mounted)
     pin = pins / "theirs"
@@ -355,6 +359,7 @@ def test_only_what_can_be_walked_to(mounted: Mounted, tree: Path, reader: str) -
     assert (len(walked) == len(paths)) == (reader in ("root", "user with the capability"))
 
 
+@pytest.mark.on_host
 def test_who_opened_it_counts(mounted: Mounted, tree: Path) -> None:
     """As with the kernel's files, and not who reads."""
     (tree / "private").mkdir()
@@ -450,6 +455,7 @@ def _memory(pid: int, name: str) -> int:
     return int(found[1]) << 10
 
 
+@pytest.mark.on_host
 def test_thousands_of_cgroups(mounted: Mounted, tree: Path) -> None:
     """The daemon has the values in memory, but never the text."""
     per_directory = 100
@@ -492,6 +498,7 @@ print(len(os.pread(file, 1 << 20, 0).splitlines()))
 """
 
 
+@pytest.mark.on_host
 def test_the_daemon_ends_while_it_is_read(
     engine_name: str, cgroupfs: Path, tree: Path, tmp_path: Path
 ) -> None:
