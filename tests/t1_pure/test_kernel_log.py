@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..vm.guest import kernel_trouble
+from ..vm.guest import is_stray_trap, kernel_trouble
 
 TROUBLE = """\
 WARNING: possible circular locking dependency detected
@@ -61,3 +61,16 @@ def test_trouble(line: str) -> None:
 
 def test_no_trouble() -> None:
     assert kernel_trouble([f"[    0.5] {line}" for line in NO_TROUBLE]) == []
+
+
+@pytest.mark.parametrize(
+    ("console", "stray"),
+    [
+        (["[    6.9] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI", "[    6.9] RIP: 0010:f+0x1/0x2"], True),
+        (["[    6.9] int3: 0000 [#1] PREEMPT SMP NOPTI"], True),
+        (["[    6.9] Oops: general protection fault [#1]", "[    7.0] Oops: int3: 0000 [#2]"], False),
+        (["[    6.9] booted, int3: 0000"], False),
+    ],
+)
+def test_a_stray_breakpoint_is_told_from_a_bug(console: list[str], stray: bool) -> None:
+    assert is_stray_trap(console) == stray

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .kernels import Kernel, busybox
 
-__all__ = ("BootError", "GuestError", "kernel_trouble", "run")
+__all__ = ("BootError", "EmulatorError", "GuestError", "is_stray_trap", "kernel_trouble", "run")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,6 +52,10 @@ _KERNEL_TROUBLE = re.compile(
 )
 _TRACE_LINES = 30
 
+# The kernel rewrites its own code behind a breakpoint. QEMU on several threads can run one that
+# has been taken away again, and the kernel knows of none there.
+_STRAY_TRAP = re.compile(r"\bint3: 0000 \[#")
+
 _PROGRAMS = {
     "vng": f"`{sys.executable} -m pip install virtme-ng`",
     "qemu-system-x86_64": "on Debian `apt install qemu-system-x86`",
@@ -65,6 +69,10 @@ class GuestError(Exception):
 
 class BootError(GuestError):
     """A guest ended before it ran its command."""
+
+
+class EmulatorError(GuestError):
+    """A guest panicked by what QEMU made of its code."""
 
 
 def run(
@@ -100,7 +108,8 @@ def run(
                 status = _follow(process, shared, timeout)
             except GuestError as error:
                 _print_lines("last of the guest's console", console[-_LOG_TAIL_LINES:])
-                raise type(error)(f"{kernel.release}: {error}") from None
+                kind = EmulatorError if is_stray_trap(console) else type(error)
+                raise kind(f"{kernel.release}: {error}") from None
         found = (shared / "trouble").read_text(errors="replace").splitlines()
     trouble = kernel_trouble(console) + kernel_trouble(found)
     if trouble:
@@ -272,6 +281,12 @@ def kernel_trouble(console: list[str]) -> list[str]:
         if "---[ end trace" in line:
             left = 0
     return found
+
+
+def is_stray_trap(console: list[str]) -> bool:
+    """Whether the first oops is a breakpoint that nobody had set."""
+    oops = next((line for line in console if re.search(r"\[#1\]", line)), "")
+    return bool(_STRAY_TRAP.search(oops))
 
 
 def _print_lines(title: str, lines: list[str]) -> None:
