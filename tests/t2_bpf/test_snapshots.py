@@ -36,7 +36,7 @@ class Steps(Loaded):
         self.cgroups = cgroups
         self.buffer = Buffer(collector.maps[f"{stats_map.prefix}_{BUFFERS}"], stats_map.value_type)
 
-    def run(self, step: str, room: int = 8) -> int:
+    def run(self, step: str, room: int = 64) -> int:
         """``begin``, then ``copy``, or ``tasks_snapshot``, which is both. :returns: errno"""
         collector, _ = self._map_of[FILE]
         count, stride = len(self.cgroups), self.buffer.stride
@@ -138,13 +138,16 @@ def test_no_room_to_save(steps: Steps, cgroups: list[Path], work: Path) -> None:
     fork(work, c, 1)
     steps.flush(c)
     assert steps.run("copy", room=1) == errno.EAGAIN
-    assert steps.run("begin", room=2) == 0
-    fork(work, c, 1)
-    # The leaf and its parent.
-    steps.flush(c)
-    assert steps.run("copy", room=2) == 0
-    assert [forks for forks, _ in steps.shown] == [1, 1, 1, 1, 0]
-    assert steps.flush(top)[0] == 2
+    # For the leaf and its parent; if the kernel flushes others meanwhile, as it does every other
+    # second, it can be theirs.
+    for before in range(1, 50):
+        assert steps.run("begin", room=2) == 0
+        fork(work, c, 1)
+        steps.flush(c)
+        if steps.run("copy", room=2) == 0:
+            break
+    assert [forks for forks, _ in steps.shown] == [before] * 4 + [0]
+    assert steps.flush(top)[0] == before + 1
 
 
 def test_removed_while_it_is_copied(steps: Steps, cgroups: list[Path], work: Path) -> None:
@@ -168,7 +171,7 @@ def test_removed_while_it_is_copied(steps: Steps, cgroups: list[Path], work: Pat
         steps.run("copy")
     d.mkdir()
     assert cgroup_id(d) != ids[-1]
-    context = Context(count, 8, 0)
+    context = Context(count, 64, 0)
     words = steps.buffer.words(1)
     words[: count * stride : stride] = array("Q", ids)
     libbpf.test_run(steps.collectors[0].programs["copy"], context)()
