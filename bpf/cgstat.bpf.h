@@ -387,7 +387,8 @@ struct map##_snapshot_ctx {						\
 SEC("syscall") int map##_snapshot(struct map##_snapshot_ctx *ctx)	\
 {									\
 	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));	\
-	struct cgstat_copy copy = { .count = ctx->count };		\
+	__u32 count = ctx->count;					\
+	struct cgstat_copy copy = { .count = count, .left = count };	\
 	__u32 room = ctx->room;						\
 									\
 	ctx->ret = -CGSTAT_EBUSY;					\
@@ -403,7 +404,7 @@ SEC("syscall") int map##_snapshot(struct map##_snapshot_ctx *ctx)	\
 	} else {							\
 		cgstat_flush_all(ctl, map##_flush_step);		\
 		bpf_loop(copy.count, map##_copy_step, &copy, 0);	\
-		ctx->ret = copy.done == copy.count ? 0 : -CGSTAT_EINVAL; \
+		ctx->ret = copy.left ? -CGSTAT_EINVAL : 0;		\
 	}								\
 	cgstat_unlock(ctl);						\
 	return 0;							\

@@ -64,8 +64,9 @@
 struct cgstat_copy {
 	__u64 number;
 	__u32 count;
-	__u32 done;		/* cgroups that have been seen to */
-	__u32 pending;		/* ... and in which something is pending */
+	__u32 left;		/* cgroups that have not been seen to; counted down, as the
+				 * verifier follows what begins with a number it knows */
+	bool pending;		/* something is, in one of the others */
 	bool quiet;		/* no fold is under way */
 };
 
@@ -158,7 +159,7 @@ cgstat_copy_step_standalone(struct cgstat_map map, __u32 i, struct cgstat_copy *
 		cgstat_copy_value(map, total + 1, cgstat_total(entry, map.elems));
 	else
 		total[0] = 0;
-	copy->done++;
+	copy->left--;
 	return 0;
 }
 
@@ -177,7 +178,7 @@ cgstat_copy_step_rstat(struct cgstat_map map, __u32 i, struct cgstat_copy *copy)
 
 	if (!ctl || !total || !pending)
 		return 1;
-	copy->done++;
+	copy->left--;
 	id = total[0];
 	entry = bpf_map_lookup_elem(map.entries, &id);
 	if (!entry || cgstat_read(entry->dead)) {
@@ -204,7 +205,7 @@ cgstat_copy_step_rstat(struct cgstat_map map, __u32 i, struct cgstat_copy *copy)
 	pending[0] &= ~CGSTAT_IS_PENDING;
 	if (any) {
 		pending[0] |= CGSTAT_IS_PENDING;
-		copy->pending++;
+		copy->pending = true;
 	}
 	return 0;
 }
@@ -275,7 +276,7 @@ cgstat_copy_snapshot(struct cgstat_ctl *ctl, struct cgstat_copy *copy, void *cop
 		return -CGSTAT_EAGAIN;
 	if (copy->pending)
 		bpf_loop(copy->count, settle_step, copy, 0);
-	return copy->done == copy->count ? 0 : -CGSTAT_EINVAL;
+	return copy->left ? -CGSTAT_EINVAL : 0;
 }
 
 static __always_inline void cgstat_end_snapshot(struct cgstat_ctl *ctl)

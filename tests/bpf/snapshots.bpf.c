@@ -28,7 +28,8 @@ int BPF_PROG(on_fork, struct task_struct *p)
 SEC("syscall") int begin(struct tasks_snapshot_ctx *ctx)
 {
 	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(tasks));
-	struct cgstat_copy copy = { .count = ctx->count };
+	__u32 count = ctx->count;
+	struct cgstat_copy copy = { .count = count, .left = count };
 	__u32 room = ctx->room;
 
 	if (ctl && cgstat_config.engine == CGSTAT_RSTAT)
@@ -39,7 +40,8 @@ SEC("syscall") int begin(struct tasks_snapshot_ctx *ctx)
 SEC("syscall") int copy(struct tasks_snapshot_ctx *ctx)
 {
 	struct cgstat_ctl *ctl = cgstat_get_ctl(CGSTAT_MAP_OF(tasks));
-	struct cgstat_copy copy = { .count = ctx->count };
+	__u32 count = ctx->count;
+	struct cgstat_copy copy = { .count = count, .left = count };
 
 	if (!ctl || cgstat_config.engine != CGSTAT_RSTAT)
 		return 0;
