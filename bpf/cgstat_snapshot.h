@@ -66,7 +66,7 @@ struct cgstat_copy {
 	__u32 count;
 	__u32 left;		/* cgroups that have not been seen to; counted down, as the
 				 * verifier follows what begins with a number it knows */
-	bool pending;		/* something is, in one of the others */
+	bool pending;		/* something is, in one of them */
 	bool quiet;		/* no fold is under way */
 };
 
