@@ -50,6 +50,8 @@ _OPTIONS = {
 }  # fmt: skip
 # For another daemon to come.
 _RESTART_SECONDS = 180
+# Seconds that a daemon has for its end once it is unmounted.
+_ENDING = 10
 
 
 class _Failure(Exception):
@@ -119,7 +121,8 @@ def _collectors(settings: Settings) -> dict[str, Path]:
 def _prepare(settings: Settings) -> Runtime:
     """Check what can be checked, take the lock, and clear away what was left by who was killed."""
     runtime = Runtime(settings.mount_point)
-    if not runtime.lock():
+    # After umount(8), which waits for no daemon, one may be about to end.
+    if not runtime.lock(timeout=0 if mountpoint.mounted(settings.mount_point) else _ENDING):
         raise _Failure(_why_locked(runtime))
     try:
         _end_stale(settings.mount_point)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_the_mount_helper(mountpoint: Path, command: dict[str, str]) -> None:  #
     assert Runtime(mountpoint).read_state() == served
     status, said = helper("rw,remount")
     assert status == 32 and "nothing of it can be changed while it is mounted" in said
+    # umount(8) does not wait for the daemon's end, be that slow.
+    os.kill(served.holder, signal.SIGSTOP)
+    later = threading.Timer(2, os.kill, (served.holder, signal.SIGCONT))
+    later.start()
+    subprocess.run(["umount", mountpoint], check=True)
+    assert helper("rw,allow_other") == (0, "")
+    later.join()
+    assert answers(mountpoint) and Runtime(mountpoint).read_state().pid != served.pid
 
 
 @pytest.fixture
