@@ -35,12 +35,9 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of this version, and of a later one: with a collector that is another, and more to remember."""
-    wheel = make_wheel()
-    top = tmp_path_factory.mktemp("later")
-    source = shutil.copytree(BUILD / "wheel/source", top / "source")
+def make_later(wheel_source: Path, top: Path) -> None:
+    """Make the wheel of a later version: with a collector that is another, and more to remember."""
+    source = shutil.copytree(wheel_source, top / "source")
     edit(source / "cgstatfs/__init__.py", f'"{__version__}"', f'"{LATER}"')
     edit(source / "cgstatfs/runtime.py", "    served: int = 1\n", "    served: int = 1\n    later: int = 1\n")
     edit(source / "bpf/proc_events.bpf.c", "__uint(max_entries, 1024);", "__uint(max_entries, 2048);")
@@ -50,8 +47,25 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", top, source],
         env=OFFLINE, check=True, cwd=top,
     )  # fmt: skip
-    (later,) = top.glob("*.whl")
-    return {__version__: wheel, LATER: later}
+
+
+@pytest.fixture(scope="module")
+def wheels() -> dict[str, Path]:
+    """Of this version, and of a later one.
+
+    They stay in build/: to a guest the repository is read-only, so there those are installed that
+    this test has made on the host.
+    """
+    made = BUILD / "tests/upgrade"
+    if not os.environ.get("CGSTATFS_TEST_GUEST"):
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        shutil.copy(make_wheel(), made)
+        make_later(BUILD / "wheel/source", made)
+    found = {each.name.split("-")[1]: each for each in made.glob("*.whl")}
+    if not found:
+        pytest.skip("a guest has no wheels to install until this has run on the host")
+    return found
 
 
 def digest(wheel: Path) -> str:
