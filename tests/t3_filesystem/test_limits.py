@@ -87,6 +87,7 @@ def limited(
     mount.runtime.log.unlink(missing_ok=True)
 
 
+@pytest.mark.on_host
 def test_the_texts_of_open_files_are_bounded(limited: Mounted, tree: Path) -> None:
     path = limited.of(tree) / "sched.runqlat"
     length = len(path.read_bytes())
@@ -120,6 +121,7 @@ def test_the_texts_of_open_files_are_bounded(limited: Mounted, tree: Path) -> No
         late.end()
 
 
+@pytest.mark.on_host
 def test_snapshots_of_subtrees_are_bounded(limited: Mounted, tree: Path) -> None:
     """What they take are the values, more than the text that is made of them at a time."""
     for number in range(300):

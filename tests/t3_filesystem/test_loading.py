@@ -124,6 +124,7 @@ def test_replaced_it_begins_anew(
     assert calls(file) == 3
 
 
+@pytest.mark.on_host
 def test_kept_it_goes_on(mounted: Mounted, properties: None, tree: Path, work: Path) -> None:
     """With all it had, also of cgroups that are gone, and of those that come and go meanwhile."""
     gone, stays = tree / "gone", tree / "stays"
@@ -271,6 +272,7 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"(?:(?<=[ =])|^)\d+(?=\s|$)", text, re.MULTILINE)
 
 
+@pytest.mark.on_host
 @pytest.mark.log("its initial cgroup was removed")
 def test_an_initial_cgroup(mounted: Mounted, cgroupfs: Path, tree: Path, work: Path) -> None:
     """Files in it and below it; and none when it is removed, at once, and no memory."""

@@ -52,6 +52,7 @@ def test_compiled_in_advance(
     assert started(mounted, tree, work, "started") == FORKS
 
 
+@pytest.mark.on_host
 @pytest.mark.log("engine standalone: what bcc compiles cannot call")
 def test_compiled_by_bcc(
     mounted: Mounted, unloaded: None, bcc_compiler: None, tree: Path, work: Path, tmp_path: Path
