@@ -42,6 +42,7 @@ def started(mounted: Mounted, tree: Path, work: Path, name: str) -> int:
     return int(dict(line.split()[:2] for line in lines)[name])
 
 
+@pytest.mark.on_host
 def test_compiled_in_advance(
     mounted: Mounted, unloaded: None, tree: Path, work: Path, tmp_path: Path
 ) -> None:
