@@ -27,7 +27,7 @@ from pathlib import Path
 
 from . import images
 from .agent import Agent, AgentRefused, AgentSilent
-from .guest import GuestError, kernel_trouble
+from .guest import PATIENCE, GuestError, kernel_trouble
 
 __all__ = ("Link", "Machine", "MachineError", "PROGRAMS", "Result", "Shutdown", "machine")
 
@@ -309,7 +309,9 @@ def _pack(files: Mapping[str, str | bytes | Path | Link], archive: Path) -> None
 
 def _start(image: images.Image, folder: Path, append: str) -> subprocess.Popen[bytes]:
     """Start QEMU, which ends with the thread that called this."""
-    kernel = f"root=/dev/vda rw console=ttyS0 mitigations=off systemd.show_status=1 {append}"
+    kernel = (
+        f"root=/dev/vda rw console=ttyS0 mitigations=off systemd.show_status=1 {PATIENCE} {append}"
+    )
     command = [
         "setpriv", "--pdeathsig", "KILL", "--",
         "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-smp", "2", "-m", "1G",

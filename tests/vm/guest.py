@@ -52,6 +52,10 @@ _KERNEL_TROUBLE = re.compile(
 )
 _TRACE_LINES = 30
 
+# On a kernel's command line. An emulated cpu stands still while others have the host's, and that is
+# no stall; 300 seconds are the most it takes.
+PATIENCE = "rcupdate.rcu_cpu_stall_timeout=300"
+
 # The kernel rewrites its own code behind a breakpoint. QEMU on several threads can run one that
 # has been taken away again, and the kernel knows of none there.
 _STRAY_TRAP = re.compile(r"\bint3: 0000 \[#")
@@ -154,7 +158,7 @@ def _vng(
         f"--rodir={_CACHED}=/",
         # The kernel's console on standard error, with warnings and worse.
         "--verbose",
-        "--append=loglevel=5",
+        f"--append=loglevel=5 {PATIENCE}",
         f"--exec=sh {_SHARED}/init {_SHARED} {timeout:g} {_CACHED} {_REPOSITORY}",
     ]
 
