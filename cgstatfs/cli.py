@@ -50,8 +50,8 @@ _OPTIONS = {
 }  # fmt: skip
 # For another daemon to come.
 _RESTART_SECONDS = 180
-# Seconds that a daemon has for its end once it is unmounted.
-_ENDING = 10
+# For a daemon to end that was unmounted.
+_END_SECONDS = 10
 
 
 class _Failure(Exception):
@@ -122,7 +122,7 @@ def _prepare(settings: Settings) -> Runtime:
     """Check what can be checked, take the lock, and clear away what was left by who was killed."""
     runtime = Runtime(settings.mount_point)
     # After umount(8), which waits for no daemon, one may be about to end.
-    if not runtime.lock(timeout=0 if mountpoint.mounted(settings.mount_point) else _ENDING):
+    if not runtime.lock(timeout=0 if mountpoint.mounted(settings.mount_point) else _END_SECONDS):
         raise _Failure(_why_locked(runtime))
     try:
         _end_stale(settings.mount_point)

@@ -106,7 +106,7 @@ def test_the_mount_helper(mountpoint: Path, command: dict[str, str]) -> None:  #
     assert Runtime(mountpoint).read_state() == served
     status, said = helper("rw,remount")
     assert status == 32 and "nothing of it can be changed while it is mounted" in said
-    # umount(8) does not wait for the daemon's end, be that slow.
+    # umount(8) does not wait for the daemon's end, however slow that is.
     os.kill(served.holder, signal.SIGSTOP)
     later = threading.Timer(2, os.kill, (served.holder, signal.SIGCONT))
     later.start()

@@ -39,7 +39,7 @@ FUSE = tuple(
     f"tests/t3_filesystem/test_{each}.py"
     for each in ("about", "access", "meanwhile", "mirror", "reading", "robustness", "tree")
 )
-# All four, for which there is about half an hour in CI: the longest first. What 6.12's FUSE is like,
+# All four, the longest first, as CI has to end. What 6.12's FUSE is like,
 # the others' on both sides show; it has what counts with every engine, all of which but rstat run on
 # the host as well. Daemons come and go under load where requests cannot be resent, as on the host
 # they can, and while nothing is asked of them in the other.
@@ -93,9 +93,8 @@ def _command(tests: tuple[str, ...]) -> list[str]:
 class Guests:
     """Those that run, and those that are to, as soon as another has ended.
 
-    A guest has two cpus and keeps little more than one busy. Where there are more than two on two
-    cpus, those of a guest wait for each other, and all take several times as long together as in
-    turn.
+    A guest has two cpus and keeps little more than one busy. Of four on two cpus, those of a guest
+    wait for each other; one did not end within its hour.
     """
 
     AT_ONCE = 2
