@@ -674,14 +674,19 @@ class FileSystem(pyfuse3.Operations):
             raise FUSEError(errno.ESTALE)
         self._attributes.drain()
 
-        def may_search(cgroup: Cgroup) -> bool:
+        def may(cgroup: Cgroup) -> tuple[bool, bool]:
             try:
-                return opener.may_search(self._attributes.get(cgroup)[0])
+                directory = self._attributes.get(cgroup)[0]
             except OSError:
-                return False  # Removed just now, or so deep that no path leads there.
+                return False, False  # Removed just now, or so deep that no path leads there.
+            return opener.may_search(directory), opener.may_list(directory)
 
         longest = _LONGEST_PATH - len(self._hierarchy.directory(file.cgroup))
-        return make(Subtree(file.cgroup, None if opener.searches_all else may_search, longest))
+        subtree = Subtree(file.cgroup, None if opener.searches_all else may, longest)
+        try:
+            return make(subtree)
+        except FileNotFoundError:
+            raise FUSEError(errno.ENODEV) from None  # As it was looked up.
 
     def _say_full(self) -> None:
         """Seldom: whoever reads on would fill the log."""

@@ -61,17 +61,28 @@ class Requester:
         return cls(uid, -1, None, True)
 
     def may_search(self, directory: os.stat_result) -> bool:
-        """Whether a directory can be walked through: acl_permission_check() in fs/namei.c, 6.12."""
+        """Whether a directory can be walked through."""
+        return self._may(directory, stat.S_IXOTH)
+
+    def may_list(self, directory: os.stat_result) -> bool:
+        """Whether what is in a directory can be found by who does not know it."""
+        return self._may(directory, stat.S_IROTH | stat.S_IXOTH)
+
+    def _may(self, directory: os.stat_result, wanted: int) -> bool:
+        """acl_permission_check() in fs/namei.c, 6.12.
+
+        :param wanted: bits of the mode, where they are for others
+        """
         if self.searches_all:
             return True
-        mode = directory.st_mode
+        owner, group, others = (directory.st_mode >> bits & wanted == wanted for bits in (6, 3, 0))
         if directory.st_uid == self.uid:
-            return bool(mode & stat.S_IXUSR)
+            return owner
         if directory.st_gid == self.gid:
-            return bool(mode & stat.S_IXGRP)
+            return group
         if self.groups is None:
-            return mode & (stat.S_IXGRP | stat.S_IXOTH) == stat.S_IXGRP | stat.S_IXOTH
-        return bool(mode & (stat.S_IXGRP if directory.st_gid in self.groups else stat.S_IXOTH))
+            return group and others
+        return group if directory.st_gid in self.groups else others
 
 
 def _status(pid: int) -> dict[str, str]:

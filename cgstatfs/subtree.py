@@ -25,6 +25,8 @@ __all__ = ("MakeText", "Subtree", "SubtreeText", "make_text")
 # Of lines that are made at a time, about.
 _BATCH_BYTES = 1 << 16
 _PATH_BYTES = 40
+# Of a name in a list, besides itself.
+_NAME_BYTES = 8 + sys.getsizeof(b"")
 
 # As in /proc/self/mounts: mangle() in fs/proc_namespace.c, 6.12. Names have no newline.
 _TO_ESCAPE = " \t\n\\#"
@@ -34,13 +36,14 @@ _ESCAPED = {ord(each): f"\\{ord(each):03o}" for each in _TO_ESCAPE}
 class Subtree:
     """Cgroups at and below one, parents before their children, brothers side by side.
 
-    :param may_search: whether a directory is to be among them, and what is below it
-    :ivar longest: path that is shown, in bytes: where longer ones lead nobody can walk
+    :param may: whether a directory can be walked through, and whether it can be listed: else it is
+        not among them with what is below it, or is, and nothing below it; None: all can
+    :param longest: path that is shown, in bytes: where longer ones lead nobody can walk
     :ivar parents: places of the parents in :attr:`cgroups`
     """
 
     def __init__(
-        self, top: Cgroup, may_search: Callable[[Cgroup], bool] | None = None,
+        self, top: Cgroup, may: Callable[[Cgroup], tuple[bool, bool]] | None = None,
         longest: int = sys.maxsize,
     ) -> None:  # fmt: skip
         self.longest = longest
@@ -51,8 +54,8 @@ class Subtree:
             if not cgroup.children:
                 continue
             children = cgroup.children.values()
-            if may_search:
-                children = [child for child in children if may_search(child)]
+            if may:
+                children = [child for child in children if may(child)[0]] if may(cgroup)[1] else []
             cgroups.extend(children)
             parents.extend(itertools.repeat(place, len(children)))
 
@@ -70,7 +73,11 @@ class SubtreeText:
     """
 
     def __init__(self, subtree: Subtree, records: bytes, value_type: ValueType) -> None:
-        self._cgroups = subtree.cgroups
+        # No more of the cgroups: one that is removed would take its memory for as long as the text is
+        # there.
+        self._names = names = [cgroup.name for cgroup in subtree.cgroups]
+        self._names_memory = _NAME_BYTES * len(names) + sum(map(len, names))
+        self._parents = subtree.parents
         self._longest = subtree.longest
         self._records = records
         self._type = value_type
@@ -86,13 +93,14 @@ class SubtreeText:
     @property
     def memory(self) -> int:
         """Bytes that it takes, about."""
-        return len(self._records) + 8 * len(self._cgroups) + len(self._made[1])
+        parents = self._parents.itemsize * len(self._parents)
+        return len(self._records) + parents + self._names_memory + len(self._made[1])
 
     def read(self, offset: int, size: int) -> bytes:
         """A part of the text; empty at its end."""
         parts = []
         batch = bisect_right(self._starts, offset) - 1
-        while size > 0 and batch * self._lines < len(self._cgroups):
+        while size > 0 and batch * self._lines < len(self._names):
             text = self._batch(batch)
             start = offset - self._starts[batch]
             part = text[start : start + size]
@@ -103,16 +111,16 @@ class SubtreeText:
     def _batch(self, batch: int) -> bytes:
         if self._made[0] != batch:
             first = batch * self._lines
-            last = min(first + self._lines, len(self._cgroups))
+            last = min(first + self._lines, len(self._names))
             self._made = batch, self._make(first, last)
             if batch == len(self._starts) - 1:
                 self._starts.append(self._starts[batch] + len(self._made[1]))
-                if last == len(self._cgroups):
+                if last == len(self._names):
                     self.length = self._starts[-1]
         return self._made[1]
 
     def _make(self, first: int, last: int) -> bytes:
-        size, paths = self._words, self._paths(self._cgroups[first:last])
+        size, paths = self._words, self._paths(first, last)
         words = struct.unpack_from(f"={(last - first) * size}Q", self._records, 8 * size * first)
         if not all(words[::size]) or max(map(len, paths)) > self._longest:
             shown = [
@@ -128,25 +136,25 @@ class SubtreeText:
             paths = [path.translate(_ESCAPED) for path in paths]
         return self._type.format_lines(paths, words).encode("latin-1")
 
-    def _paths(self, cgroups: list[Cgroup]) -> list[str]:
+    def _paths(self, first: int, last: int) -> list[str]:
         """In latin-1, so that each byte is a character; not escaped."""
-        top = self._cgroups[0]
         paths = []
-        parent, prefix = None, ""
-        for cgroup in cgroups:
-            if cgroup is top:
+        parent, prefix = -1, ""
+        for place in range(first, last):
+            if not place:
                 paths.append("/")
                 continue
-            if cgroup.parent is not parent:
-                parent, prefix = cgroup.parent, self._prefix(cgroup.parent)
-            paths.append(prefix + cgroup.name.decode("latin-1"))
+            if self._parents[place] != parent:
+                parent = self._parents[place]
+                prefix = self._prefix(parent)
+            paths.append(prefix + self._names[place].decode("latin-1"))
         return paths
 
-    def _prefix(self, cgroup: Cgroup | None) -> str:
+    def _prefix(self, place: int) -> str:
         names = []
-        while cgroup is not None and cgroup is not self._cgroups[0]:
-            names.append(cgroup.name.decode("latin-1"))
-            cgroup = cgroup.parent
+        while place:
+            names.append(self._names[place].decode("latin-1"))
+            place = self._parents[place]
         return "/".join(["", *reversed(names), ""])
 
 
