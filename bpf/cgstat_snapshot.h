@@ -96,8 +96,8 @@ static __always_inline bool cgstat_copy_value(struct cgstat_map map, __u64 *to, 
 /* ---- in folds: rstat ------------------------------------------------------ */
 
 /*
- * Save @entry, which is about to be changed. Where there is no room it is not,
- * which @saved tells: the snapshot is made anew.
+ * Save @entry, which is about to be changed. Where there is no room, or no
+ * buffer, it is not, and @saved is more than @room: the snapshot is made anew.
  */
 static __always_inline void
 cgstat_save(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_entry *entry,
@@ -112,8 +112,10 @@ cgstat_save(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_entry *
 		return;
 	total = cgstat_place(map, ctl->first + 2 * at);
 	pending = cgstat_place(map, ctl->first + 2 * at + 1);
-	if (!total || !pending)
+	if (!total || !pending) {
+		__sync_fetch_and_add(&ctl->saved, ctl->room);
 		return;
+	}
 	cgstat_copy_value(map, total + 1, cgstat_total(entry, map.elems));
 	cgstat_copy_value(map, pending + 1, cgstat_pending(entry, map.elems));
 	cgstat_xchg(entry->saved, number << CGSTAT_SAVED_BITS | at);

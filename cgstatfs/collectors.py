@@ -138,7 +138,7 @@ class Collector:
         snapshot = None
         if self.engine.snapshots_by.issubset(self._endings(prefix)):
             served = {ending: self._descriptor(prefix, ending) for ending in self.engine.snapshots_by}
-            snapshot = self.engine.snapshot(served, about.value_type, lookup)
+            snapshot = self.engine.snapshot(served, about.value_type)
         return StatsMap(
             about.file, prefix, about.value_type, about.flags, self.initial(prefix), lookup,
             snapshot,

@@ -329,13 +329,15 @@ def _reuse(
             what = f"the type of {', '.join(changed)}" if changed else "the engine"
             notes.append(f"counting began anew: {what} changed")
             return False
-        # Buffers hold no counts.
-        parts = [part for part in engine.parts if part != BUFFERS]
-        names = [f"{stage.prefix}_{part}" for stage in stages for part in parts]
-        if not all(name in old.maps and _fits(obj.maps[name], old.maps[name]) for name in names):
+        names = {f"{stage.prefix}_{part}" for stage in stages for part in engine.parts}
+        fitting = {
+            name for name in names if name in old.maps and _fits(obj.maps[name], old.maps[name])
+        }
+        # Buffers hold no counts. But as both flush for a moment, both save for a snapshot.
+        if names - fitting - {f"{stage.prefix}_{BUFFERS}" for stage in stages}:
             notes.append("counting began anew: another version of cgstatfs laid the maps out")
             return False
-        for name in names:
+        for name in fitting:
             obj.maps[name].reuse(old.maps[name])
         return True
     finally:

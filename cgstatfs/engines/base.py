@@ -127,13 +127,10 @@ class Engine(ABC):
         return sorted({self.reader, *self.snapshots_by}.intersection(self.programs))
 
     @abstractmethod
-    def snapshot(
-        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
-    ) -> Snapshot:
+    def snapshot(self, served: Mapping[str, int], value_type: ValueType) -> Snapshot:
         """Snapshots of one stats map.
 
         :param served: descriptors of those of :attr:`snapshots_by`, which have to stay open
-        :param lookup: of the same stats map
         """
 
     def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:

@@ -24,7 +24,9 @@ class Buffer:
     """An array of places: a word, and the value of a stats map.
 
     It is as large as was needed, and stays, since the kernel takes a grace period, which is
-    milliseconds, to put another in its place.
+    milliseconds, to put another in its place. That another is there can be: a collector that goes
+    on with the maps of one that it replaces has this one, too. Only one of them is in use at any
+    time, since all snapshots are made by the daemon, one after the other.
 
     :param outer: descriptor of the map of maps
     :ivar stride: words of a place
@@ -33,7 +35,7 @@ class Buffer:
     def __init__(self, outer: int, value_type: ValueType) -> None:
         self._outer = outer
         self.stride = 1 + value_type.elements
-        self._places = 0
+        self._places = self._id = 0
         self._words: memoryview | None = None
 
     def words(self, places: int) -> memoryview:
@@ -41,10 +43,14 @@ class Buffer:
 
         :raises OSError: ``ENOMEM``
         """
-        if self._words is None or self._places < places:
-            self._grow(places + places // 4)
+        if self._words is None or self._places < places or not self._in_place():
+            self._grow(max(self._places, places + places // 4))
         assert self._words
         return self._words
+
+    def _in_place(self) -> bool:
+        # Of an element that is a map user space sees the id.
+        return libbpf.map_lookup(self._outer, bytes(4), 4) == self._id.to_bytes(4, sys.byteorder)
 
     def _grow(self, places: int) -> None:
         size = 8 * self.stride
@@ -52,6 +58,7 @@ class Buffer:
         try:
             shared = mmap.mmap(fd, -(-places * size // _PAGE) * _PAGE)
             libbpf.map_update(self._outer, bytes(4), fd.to_bytes(4, sys.byteorder))
+            self._id = libbpf.map_info(fd).id
         finally:
             os.close(fd)
         self._words, self._places = memoryview(shared).cast("Q"), places

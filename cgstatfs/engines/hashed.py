@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from .. import libbpf
 from ..valuetype import ValueType
-from .base import Engine, Lookup, Setting, Snapshot, Usage
+from .base import Engine, Setting, Snapshot, Usage
 from .buffer import BUFFERS, Buffer
 from .snapshots import HashedSnapshots
 
@@ -57,16 +57,15 @@ class HashedEngine(Engine):
         slots = parts["slots"]
         slots.max_entries = cpus * _slots((slots.value_size - _SLOT) // 8) if percpu else 1
 
-    def _flush(self, lookup: Lookup) -> Callable[[int], None] | None:
+    def _flush(self, served: Mapping[str, int], size: int) -> Callable[[int], None] | None:
         """What a snapshot needs done before; None: its program does it."""
         return None
 
-    def snapshot(
-        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
-    ) -> Snapshot:
+    def snapshot(self, served: Mapping[str, int], value_type: ValueType) -> Snapshot:
         return HashedSnapshots(
-            served["snapshot"], Buffer(served[BUFFERS], value_type), self._flush(lookup)
-        ).take
+            served["snapshot"], Buffer(served[BUFFERS], value_type),
+            self._flush(served, value_type.size),
+        ).take  # fmt: skip
 
     def usage(self, parts: Mapping[str, int]) -> Usage:
         ctl, size = parts["ctl"], libbpf.map_info(parts["ctl"]).value_size

@@ -140,9 +140,7 @@ class Native(Engine):
 
         return look_up
 
-    def snapshot(
-        self, served: Mapping[str, int], value_type: ValueType, lookup: Lookup
-    ) -> Snapshot:
+    def snapshot(self, served: Mapping[str, int], value_type: ValueType) -> Snapshot:
         return _Snapshots(served["native"], value_type).take
 
     def aggregate(self, program: int, parts: Mapping[str, int], link: int | None) -> int:

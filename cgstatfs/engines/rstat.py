@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .. import libbpf
 from ..btf import kernel_functions
@@ -29,6 +29,7 @@ class Rstat(HashedEngine):
     programs = (*HashedEngine.life_cycle, HashedEngine.populate, "flush", "read", "snapshot")
     attached = (*HashedEngine.life_cycle, "flush")
     reader = "read"
+    snapshots_by = HashedEngine.snapshots_by | {"read"}
     # Those that may call rstat's kfuncs.
     callers = frozenset({"tp_btf", "fentry", "fentry.s", "fexit", "fexit.s", "fmod_ret",
                          "fmod_ret.s", "iter", "iter.s", "syscall"})  # fmt: skip
@@ -60,31 +61,37 @@ class Rstat(HashedEngine):
         finally:
             probe.close()
 
-    def _flush(self, lookup: Lookup) -> Callable[[int], None]:
+    def _flush(self, served: Mapping[str, int], size: int) -> Callable[[int], None]:
         def flush(cgroup_id: int) -> None:
-            try:
-                lookup(cgroup_id)
-            except FileNotFoundError:
-                pass  # Outside of the initial cgroup, but perhaps above it; or gone.
+            # No value: outside of the initial cgroup, and perhaps above it.
+            _read(served[self.reader], cgroup_id, size)
 
         return flush
 
     def lookup(self, reader: int, value_type: ValueType) -> Lookup:
-        fd, size, unpack = reader, value_type.size, value_type.unpack
+        size, unpack = value_type.size, value_type.unpack
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
-            # A link that stays would keep its cgroup from being released.
-            link = libbpf.create_cgroup_iter_link(fd, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id)
-            try:
-                walk = libbpf.create_iter(link)
-            finally:
-                os.close(link)
-            try:
-                value = os.read(walk, size)
-            finally:
-                os.close(walk)
+            value = _read(reader, cgroup_id, size)
             if len(value) != size:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"cgroup {cgroup_id}")
             return unpack(value)
 
         return look_up
+
+
+def _read(reader: int, cgroup_id: int, size: int) -> bytes:
+    """Flush, and read the total; empty: there is no entry.
+
+    :raises FileNotFoundError: there is no cgroup, so that nothing was flushed
+    """
+    # A link that stays would keep its cgroup from being released.
+    link = libbpf.create_cgroup_iter_link(reader, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id)
+    try:
+        walk = libbpf.create_iter(link)
+    finally:
+        os.close(link)
+    try:
+        return os.read(walk, size)
+    finally:
+        os.close(walk)

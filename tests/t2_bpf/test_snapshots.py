@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cgstatfs import libbpf
+from cgstatfs.collectors import remove_pins
 from cgstatfs.engines import BUFFERS
 from cgstatfs.engines.buffer import Buffer
 from cgstatfs.engines.snapshots import Context
 from cgstatfs.loading import Request, load
+from cgstatfs.runtime import mount_bpffs
 
 from ..conftest import BUILD, Loaded, cgroup_id, make_engine
 
 FILE = "test.snapshots"
+COLLECTOR = BUILD / "tests" / "snapshots.bpf.o"
 
 
 class Steps(Loaded):
@@ -63,16 +70,26 @@ class Steps(Loaded):
         return value["forks"][0], value["highest_pid"][0]
 
 
+def load_steps(request: Request) -> Steps:
+    assert request.path.exists(), f"{request.path} is not built; run make test"
+    return Steps(request.engine, [load(request)])
+
+
 @pytest.fixture(scope="module")
 def steps(engine_name: str, cgroupfs: Path) -> Iterator[Steps]:
     if engine_name != "rstat":
         pytest.skip("of rstat alone")
-    engine = make_engine(engine_name)
-    path = BUILD / "tests" / "snapshots.bpf.o"
-    assert path.exists(), f"{path} is not built; run make test"
-    loaded = Steps(engine, [load(Request(path, engine, cgroup_id(cgroupfs)))])
+    loaded = load_steps(Request(COLLECTOR, make_engine(engine_name), cgroup_id(cgroupfs)))
     yield loaded
     loaded.collectors[0].close()
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    mount_bpffs()
+    directory = Path(f"/sys/fs/bpf/cgstatfs-test-{os.getpid()}")
+    yield directory
+    remove_pins(directory)
 
 
 @pytest.fixture
@@ -177,6 +194,49 @@ def test_removed_while_it_is_copied(steps: Steps, cgroups: list[Path], work: Pat
     libbpf.test_run(steps.collectors[0].programs["copy"], context)()
     assert context.ret == 0
     assert [forks for forks, _ in steps.shown] == [7, 7, 7, 3, -1]
+
+
+def test_the_top_is_gone(steps: Steps, tree: Path) -> None:
+    """Nothing of it can be flushed, so nothing is shown."""
+    top = tree / "top"
+    top.mkdir()
+    id = cgroup_id(top)
+    _, stats_map = steps._map_of[FILE]
+    assert stats_map.snapshot(array("Q", [id]), array("Q", [0]))[:8] == id.to_bytes(8, sys.byteorder)
+    top.rmdir()
+    with pytest.raises(FileNotFoundError):
+        stats_map.snapshot(array("Q", [id]), array("Q", [0]))
+
+
+def test_another_that_goes_on_with_its_maps(
+    engine_name: str, cgroupfs: Path, tree: Path, work: Path, pins: Path
+) -> None:
+    """For a moment both flush: what either is the first to fold has been saved."""
+    if engine_name != "rstat":
+        pytest.skip("of rstat alone")
+    request = Request(COLLECTOR, make_engine(engine_name), cgroup_id(cgroupfs))
+    below = tree / "a"
+    below.mkdir()
+    with ExitStack() as stack:
+        old = load_steps(request)
+        stack.callback(old.collectors[0].close)
+        old.collectors[0].pin(pins)
+        old.prepare([tree, below])
+        fork(work, below, 3)
+        saved = old.flush(tree)
+        assert old.run("begin") == 0
+        new = load_steps(replace(request, keep=pins))
+        stack.callback(new.collectors[0].close)
+        fork(work, below, 4)
+        assert old.flush(below)[0] == 7
+        assert old.run("copy") == 0
+        assert old.shown == [saved, saved]
+        # And each copies to a buffer of its own, whoever was the last before.
+        new.prepare([below])
+        now = old.flush(tree)
+        for steps, shown in ((new, [now]), (old, [now, now])) * 2:
+            assert steps.run("tasks_snapshot") == 0
+            assert steps.shown == shown
 
 
 def test_a_buffer_that_is_too_small(steps: Steps, cgroups: list[Path]) -> None:
