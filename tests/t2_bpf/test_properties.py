@@ -249,10 +249,9 @@ def test_interrupts_that_update(
 ) -> None:
     """Two programs, one in task and one in interrupt context, add to the same elements."""
     before = truth()
-    count = 20 * UPDATES
-    subprocess.run([work, "interrupts", tree, str(which), str(count)], check=True)
+    count = int(subprocess.check_output([work, "interrupts", tree, str(which), str(20 * UPDATES)]))
     interrupts = truth() - before
-    assert interrupts > count // 5000
+    assert interrupts >= 50
     assert properties.misses(file)["on_interrupt"] == 0
     check(properties, file, tree, [*range(1, count + 1), *[7] * interrupts])
 

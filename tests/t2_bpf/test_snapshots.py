@@ -14,14 +14,14 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cgstatfs import libbpf
-from cgstatfs.collectors import remove_pins
+from cgstatfs.collectors import Collector, remove_pins
 from cgstatfs.engines import BUFFERS
 from cgstatfs.engines.buffer import Buffer
 from cgstatfs.engines.snapshots import Context
@@ -218,9 +218,10 @@ def test_another_that_goes_on_with_its_maps(
     below = tree / "a"
     below.mkdir()
     with ExitStack() as stack:
-        old = load_steps(request)
+        with closing(load(request)) as collector:
+            collector.pin(pins)
+        old = Steps(request.engine, [Collector.from_pins(pins)])
         stack.callback(old.collectors[0].close)
-        old.collectors[0].pin(pins)
         old.prepare([tree, below])
         fork(work, below, 3)
         saved = old.flush(tree)
