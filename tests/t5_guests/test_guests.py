@@ -82,11 +82,12 @@ def _require_qemu() -> None:
 
 
 def _command(tests: tuple[str, ...]) -> list[str]:
+    # So wide that the summary, which is what is left of a long output, has the reason of a failure.
     return [
-        "env", f"CGSTATFS_TEST_SCALE={SCALE}", "CGSTATFS_TEST_GUEST=1",
+        "env", "COLUMNS=250", f"CGSTATFS_TEST_SCALE={SCALE}", "CGSTATFS_TEST_GUEST=1",
         f"CGSTATFS_CHURN_SECONDS={CHURN_SECONDS}",
         "python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-v",
-        "--durations=10", *tests,
+        "--durations=40", "--durations-min=5", *tests,
     ]  # fmt: skip
 
 
