@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ import pytest
 from cgstatfs import __version__
 
 from ..conftest import BUILD, SCALE, Mounted, cgstatfs
-from ..t3_filesystem.test_takeover import daemon, hammered, mounted_anew, served, wait_for_next
+from ..t3_filesystem.test_takeover import hammered, mounted_anew, served, wait_for_next
 from .test_packaging import OFFLINE, install_command, make_environment, make_wheel
 
 UPGRADES = 2 if SCALE <= 1 else int(5 * SCALE)
@@ -95,9 +96,11 @@ def installed_command(environment: Path) -> Callable[..., subprocess.CompletedPr
 
 
 def kill(mount: Mounted) -> None:
-    """Who serves, or is about to."""
-    if mount.runtime.read_state().lives():
-        os.kill(daemon(mount), signal.SIGKILL)
+    """Who serves, or is about to; one that was killed before may end meanwhile."""
+    state = mount.runtime.read_state()
+    if state.lives():
+        with suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGKILL)
 
 
 @pytest.mark.on_host

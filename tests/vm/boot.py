@@ -58,10 +58,11 @@ _ENVIRONMENT = {
 }
 
 # The kernel's last words, and what systemd says of a unit or a file system that it could not end.
+# That the journal's watchdog is no longer listened to is nobody's failure.
 _ENDED = re.compile(r"reboot: (Power down|Restarting system)")
 _UNCLEAN = re.compile(
-    r"[Tt]imed out|[Ff]ailed|Sending SIGKILL to PID|not.* unmounted|Unable to finalize"
-    r"|still busy|Dependency failed|processes remaining"
+    r"[Tt]imed out|[Ff]ailed(?! to send WATCHDOG)|Sending SIGKILL to PID|not.* unmounted"
+    r"|Unable to finalize|still busy|Dependency failed|processes remaining"
 )
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bM|[\r\x1b]")
 
