@@ -10,20 +10,6 @@
 /* ---- flush -------------------------------------------------------------- */
 
 /*
- * Take the listed mark away: what is added from here on is listed again.
- *
- * Only a flush changes the number of flushes, and flushes are serialised, by
- * our lock (standalone) or the kernel's (rstat). So the number that is read is
- * current, whatever updates do to the low bits meanwhile.
- */
-static __always_inline void cgstat_unlist(struct cgstat_link *link)
-{
-	__u64 flushes = cgstat_read(link->state) & ~CGSTAT_STATE_MASK;
-
-	cgstat_xchg(link->state, flushes + CGSTAT_STATE_MASK + 1);
-}
-
-/*
  * Fold @values, which may be updated meanwhile, into @pending: sums are moved,
  * by exchange; maxima are left, and so is what the aggregator folds. Those can
  * be folded any number of times, and a reader of the total that is about to

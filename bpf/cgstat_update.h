@@ -338,6 +338,21 @@ cgstat_hll_see(__u64 *registers, __u32 n, __u64 hash, struct cgstat_where *where
 
 /* ---- update ------------------------------------------------------------- */
 
+/*
+ * Take the listed mark away: what is added from here on is listed again.
+ *
+ * Only a flush changes the number of flushes, and flushes are serialised, by
+ * our lock (standalone) or the kernel's (rstat); and of a slot that is nobody's,
+ * where no flush looks, who is about to take it. So the number that is read is
+ * current, whatever updates do to the low bits meanwhile.
+ */
+static __always_inline void cgstat_unlist(struct cgstat_link *link)
+{
+	__u64 flushes = cgstat_read(link->state) & ~CGSTAT_STATE_MASK;
+
+	cgstat_xchg(link->state, flushes + CGSTAT_STATE_MASK + 1);
+}
+
 /* Where cgroup @id's slot on @cpu is, whoever has it. */
 static __always_inline struct cgstat_slot *
 cgstat_get_slot(struct cgstat_map map, __u64 id, __u32 cpu)
@@ -380,8 +395,9 @@ cgstat_find_quickly(struct cgstat_map map, __u64 id, struct cgstat_where *where)
 
 /*
  * Take the slot, if it is free, for an entry that is alive. A late update may
- * have added to it since it was given back: so it is cleared now, before any of
- * ours can be there. An update that interrupts us finds it taken by none.
+ * have added to it since it was given back, and marked it as listed, which kept
+ * ours from being listed: so both are cleared now, before any of ours can be
+ * there. An update that interrupts us finds it taken by none.
  */
 static __always_inline void cgstat_take_slot(struct cgstat_map map, __u64 id)
 {
@@ -391,6 +407,7 @@ static __always_inline void cgstat_take_slot(struct cgstat_map map, __u64 id)
 	    cgstat_cmpxchg(slot->owner, 0, CGSTAT_IN_SLOT))
 		return;
 	bpf_probe_read_kernel(cgstat_pair_values(&slot->pair), 8 * map.elems, map.zero);
+	cgstat_unlist(&slot->pair.link);
 	cgstat_xchg(slot->owner, id);
 }
 

@@ -20,6 +20,8 @@ enum {
 	UNLOCK = 5,
 	STEP = 6,	/* n steps of a flush, the lock being held */
 	GIVE_UP = 7,	/* ADD, but as if the push had given up, n notes being taken */
+	MARK = 8,	/* in the slot of cgroup id, what a late update of who had it leaves
+			 *     where the kernel is told (rstat) */
 	IN_SHARED = 0x100,	/* any of them, of the map without per-cpu arrays */
 };
 
@@ -95,6 +97,16 @@ add_without_push(struct cgstat_map map, struct cgstat_ctl *ctl, struct call *cal
 	cgstat_make_sure(list, &where, cgstat_read(where.link->state) & ~CGSTAT_STATE_MASK);
 }
 
+static __always_inline void mark(struct cgstat_map map, struct call *call)
+{
+	struct cgstat_slot *slot = cgstat_get_slot(map, call->id, bpf_get_smp_processor_id());
+
+	if (!slot || cgstat_read(slot->owner))
+		return;
+	*cgstat_pair_values(&slot->pair) += call->n;
+	cgstat_write(slot->pair.link.state, cgstat_read(slot->pair.link.state) | CGSTAT_LISTED);
+}
+
 static __always_inline void do_call(struct cgstat_map map, struct call *call, void *flush_step)
 {
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
@@ -109,6 +121,8 @@ static __always_inline void do_call(struct cgstat_map map, struct call *call, vo
 		add_to_orphan(map, ctl, call);
 	else if (call->what == GIVE_UP)
 		add_without_push(map, ctl, call);
+	else if (call->what == MARK)
+		mark(map, call);
 	else if (call->what == LOCK)
 		cgstat_trylock(ctl);
 	else if (call->what == UNLOCK)

@@ -24,7 +24,7 @@ from ..conftest import BUILD, Loaded, cgroup_id, dying, make_engine, times, wait
 LATE, SHARED = "test.late", "test.late.shared"
 FILES = (LATE, SHARED)
 # See tests/bpf/late.bpf.c.
-ADD, OUTPACED, ORPHAN, LOCK, UNLOCK, STEP, GIVE_UP = range(1, 8)
+ADD, OUTPACED, ORPHAN, LOCK, UNLOCK, STEP, GIVE_UP, MARK = range(1, 9)
 _SHARED = 0x100
 _CALL = 0x63676C74
 _prctl = ctypes.CDLL(None).prctl
@@ -242,6 +242,15 @@ def test_deleted_under_the_update(late: Late, file: str, tree: Path, reused: boo
         assert late.count(file, other) == reused + stray + 1 + number
     assert late.count(file, tree) == 31 + reused + stray + 1 + 6
     late.wait_until_gone(file, tree, {living, other})
+
+
+def test_a_mark_left_in_a_slot(late: Late, tree: Path) -> None:
+    """Whoever takes the slot next is listed all the same, and has nothing of what was added."""
+    living = make(tree / "living")
+    call(LATE, MARK, 5, living)
+    call(LATE, ADD, 1, living)
+    # Of a leaf, as this is, no list is asked.
+    assert late.count(LATE, tree) == late.count(LATE, living) == 1
 
 
 @pytest.mark.parametrize("taken", [NOTES - 1, NOTES])
