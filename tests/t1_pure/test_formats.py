@@ -120,7 +120,7 @@ def test_python(heading: str) -> None:
     test = doctest.DocTestParser().get_doctest(session, names, heading, "formats.md", 0)
     assert test.examples
     said: list[str] = []
-    doctest.DocTestRunner().run(test, out=said.append, clear_globs=False)
+    doctest.DocTestRunner(verbose=False).run(test, out=said.append, clear_globs=False)
     assert not said, "".join(said)
 
 

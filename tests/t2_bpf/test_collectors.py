@@ -26,6 +26,7 @@ def waits(loaded: Loaded, cgroup: Path) -> int:
     return sum(loaded.value("sched.runqlat", cgroup)["wait_ns"])
 
 
+@pytest.mark.on_host
 def test_runqlat_counts_what_bpftrace_counts(
     loaded: Loaded, tree: Path, work: Path, tracefs: Path
 ) -> None:

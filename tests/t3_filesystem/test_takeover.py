@@ -25,7 +25,7 @@ from .hammer import _forks
 KINDS = ("writer", "writer", "whole", "whole", "held", "pieces", "cgroups")
 # Guests are slow to start a daemon: of several that run, each takes a minute.
 WATCHDOG = 3
-KILLS = times(20) if SCALE >= 1 else 2
+KILLS = times(20) if SCALE >= 1 else 1
 
 
 @contextmanager

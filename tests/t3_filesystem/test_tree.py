@@ -339,6 +339,7 @@ _READERS = {
 }  # fmt: skip
 
 
+@pytest.mark.on_host
 @pytest.mark.parametrize("reader", _READERS)
 def test_only_what_can_be_walked_to(mounted: Mounted, tree: Path, reader: str) -> None:
     modes = (0o755, 0o700, 0o711, 0o750, 0o705, 0o710, 0o070, 0o077, 0o000, 0o744)
