@@ -47,22 +47,6 @@
 		.flags = flags_,					\
 	})
 
-/* An update with a per-cpu array that exists: the way of nearly all. */
-static __always_inline __u64 *
-cgstat_bcc_find_pair(struct cgstat_map map, __u64 id, struct cgstat_where *where)
-{
-	struct cgstat_pair_key key = { .id = id, .cpu = bpf_get_smp_processor_id() };
-	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
-
-	if (!pair)
-		return NULL;
-	where->link = &pair->link;
-	where->ctl = map.ctl;
-	where->id = id;
-	where->spill = false;
-	return cgstat_pair_values(pair);
-}
-
 /* Levels of cgroups that are searched for an entry. */
 #define CGSTAT_BCC_LEVELS 64
 
@@ -135,10 +119,12 @@ map##_begin(__u64 id, struct cgstat_where *where)			\
 									\
 	if (!ctl)							\
 		return NULL;						\
+	if (id >> CGSTAT_ID_BITS) {					\
+		cgstat_count_lost(self.ctl);				\
+		return NULL;						\
+	}								\
 	if (!(flags & CGSTAT_NO_PERCPU)) {				\
-		values = cgstat_find_quickly(self, id, where);		\
-		if (!values)						\
-			values = cgstat_bcc_find_pair(self, id, where);	\
+		values = cgstat_find_pair(self, id, where);		\
 		if (values)						\
 			return values;					\
 		self.zero = bpf_map_lookup_elem(CGSTAT_BCC_MAP(map, zero), &key); \

@@ -101,12 +101,12 @@ struct {								\
 	__uint(type, BPF_MAP_TYPE_HASH);				\
 	__uint(map_flags, BPF_F_NO_PREALLOC);				\
 	__uint(max_entries, CGSTAT_MAX_CGROUPS);			\
-	__type(key, struct cgstat_pair_key);				\
+	__type(key, __u64);						\
 	__type(value, struct map##_pair);				\
 } map##_pairs SEC(".maps");						\
 struct {								\
 	__uint(type, BPF_MAP_TYPE_ARRAY);				\
-	__uint(max_entries, 1);	/* the loader: cgstat_slots() a cpu */	\
+	__uint(max_entries, 1);	/* the loader: 1 << cgstat_slot_bits() a cpu */ \
 	__type(key, __u32);						\
 	__type(value, struct map##_slot);				\
 } map##_slots SEC(".maps");						\
@@ -152,8 +152,8 @@ map##_begin(struct cgroup *cgrp, struct cgstat_where *where)		\
 									\
 	if (cgstat_config.engine == CGSTAT_NATIVE)			\
 		return cgstat_find_native(CGSTAT_MAP_OF(map), cgrp, where); \
-	/* What is outside has no slot. */				\
-	values = cgstat_find_quickly(CGSTAT_MAP_OF(map), cgstat_id(cgrp), where); \
+	/* What is outside has no pair. */				\
+	values = cgstat_find_pair(CGSTAT_MAP_OF(map), cgstat_id(cgrp), where); \
 	if (values)							\
 		return values;						\
 	ctl = cgstat_get_ctl(CGSTAT_MAP_OF(map));			\

@@ -126,7 +126,7 @@ static __always_inline bool cgstat_retire(struct cgstat_link *link)
 
 static __always_inline void
 cgstat_delete_pair(struct cgstat_map map, struct cgstat_ctl *ctl,
-		   struct cgstat_pair_key *key)
+		   __u64 *key)
 {
 	if (!bpf_map_delete_elem(map.pairs, key))
 		__sync_fetch_and_add(&ctl->pairs, -1);
@@ -211,11 +211,10 @@ cgstat_drop_pair(struct cgstat_pair *pair, struct cgstat_ctl *ctl)
 static __always_inline __u64
 cgstat_fold_hashed(struct cgstat_map map, __u64 id, __u64 cpu, void *climb_step)
 {
-	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
+	__u64 key = cgstat_pair_key(id, cpu), next;
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
-	__u64 next;
 
 	if (!pair || !ctl)
 		return 0;
@@ -268,7 +267,7 @@ cgstat_fold_spill(struct cgstat_map map, __u64 id, void *climb_step)
 static __always_inline void
 cgstat_take_pairs(struct cgstat_map map, __u64 id, __u64 cpu, __u64 *pending)
 {
-	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
+	__u64 key = cgstat_pair_key(id, cpu);
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
 
 	if (pair)
@@ -376,9 +375,8 @@ cgstat_delete_entry(struct cgstat_map map, struct cgstat_ctl *ctl,
 static __always_inline void
 cgstat_delete_step(struct cgstat_map map, struct cgstat_ctl *ctl)
 {
-	struct cgstat_pair_key key = { .id = ctl->dead, .cpu = ctl->cpu };
+	__u64 id = ctl->dead, key = cgstat_pair_key(id, ctl->cpu);
 	struct cgstat_pair *pair = bpf_map_lookup_elem(map.pairs, &key);
-	__u64 id = ctl->dead;
 	struct cgstat_slot *slot = cgstat_get_slot(map, id, ctl->cpu);
 	struct cgstat_entry *entry = bpf_map_lookup_elem(map.entries, &id);
 
@@ -515,23 +513,23 @@ cgstat_flush_entry(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_
 
 struct cgstat_settle {
 	struct cgstat_entry *entry;
-	struct cgstat_pair_key key;
+	__u64 id;
+	__u64 cpu;
 };
 
 /* Take and delete the pairs of a released cgroup on one cpu. */
 static __always_inline long
 cgstat_settle_step(struct cgstat_map map, struct cgstat_settle *settle)
 {
-	struct cgstat_slot *slot = cgstat_get_slot(map, settle->key.id, settle->key.cpu);
+	__u64 id = settle->id, cpu = settle->cpu++, key = cgstat_pair_key(id, cpu);
+	struct cgstat_slot *slot = cgstat_get_slot(map, id, cpu);
 	struct cgstat_ctl *ctl = cgstat_get_ctl(map);
-	struct cgstat_pair_key key = settle->key;
 
-	settle->key.cpu++;
 	if (!ctl || !settle->entry)
 		return 0;
-	cgstat_take_pairs(map, key.id, key.cpu, cgstat_pending(settle->entry, map.elems));
+	cgstat_take_pairs(map, id, cpu, cgstat_pending(settle->entry, map.elems));
 	cgstat_delete_pair(map, ctl, &key);
-	if (slot && slot->owner == key.id)
+	if (slot && slot->owner == id)
 		cgstat_free_slot(slot);
 	return 0;
 }
@@ -541,8 +539,8 @@ static __always_inline void
 cgstat_fold_rstat(struct cgstat_map map, struct cgstat_ctl *ctl, struct cgstat_entry *entry,
 		  __u64 id, __u64 cpu, void *settle_step)
 {
-	struct cgstat_settle settle = { .key = { .id = id } };
-	struct cgstat_pair_key key = { .id = id, .cpu = cpu };
+	struct cgstat_settle settle = { .id = id };
+	__u64 key = cgstat_pair_key(id, cpu);
 	struct cgstat_entry *parent;
 	__u64 *pending, parent_id;
 	struct cgstat_pair *pair;

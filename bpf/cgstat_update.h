@@ -38,10 +38,16 @@ struct cgstat_link {
 #define CGSTAT_DEAD 3		/* standalone: about to be deleted, and listed no more */
 #define CGSTAT_STATE_MASK 3ULL
 
-struct cgstat_pair_key {
-	__u64 id;
-	__u64 cpu;
-};
+/*
+ * The key of a pair: one word, which takes less to hash and to compare than two.
+ * Ids count what was made in cgroupfs, files too, and end far below 2^48; there
+ * are at most 8192 cpus, whose numbers end below CGSTAT_IN_SLOT.
+ */
+#define CGSTAT_ID_BITS 48
+static __always_inline __u64 cgstat_pair_key(__u64 id, __u64 cpu)
+{
+	return cpu << CGSTAT_ID_BITS | id;
+}
 
 /* A pair's values follow it. */
 struct cgstat_pair {
@@ -51,9 +57,9 @@ struct cgstat_pair {
 /*
  * Pairs are in a hash, but for those that a cpu has a slot for: in an array,
  * where an update comes to them without hashing, and by a lookup that is a few
- * instructions of its own program. A cgroup's slot is told by its id; the first
- * to come has it, until its entry is deleted. Whoever finds it taken has a pair
- * in the hash.
+ * instructions of its own program. A cgroup's slot is told by a hash of its id,
+ * see cgstat_get_slot(); the first to come has it, until its entry is deleted.
+ * Whoever finds it taken has a pair in the hash.
  *
  * Only updates on a slot's cpu take it, and only the flusher gives it back. A
  * cgroup can come to have both, if the slot is given back while the pair lives;
@@ -67,10 +73,10 @@ struct cgstat_slot {
 /* In a list, and in a note: the array of the cgroup in its slot. Ids are below. */
 #define CGSTAT_IN_SLOT (1ULL << 63)
 
-/* Slots of a cpu, a power of two: some 32 KiB. Known to the loader, too. */
-static __always_inline __u32 cgstat_slots(__u32 elems)
+/* Slots of a cpu, as a power of two: some 32 KiB. Known to the loader, too. */
+static __always_inline __u32 cgstat_slot_bits(__u32 elems)
 {
-	return elems <= 13 ? 256 : elems <= 29 ? 128 : elems <= 61 ? 64 : 32;
+	return elems <= 13 ? 8 : elems <= 29 ? 7 : elems <= 61 ? 6 : 5;
 }
 
 /* An entry's spill, total and pending arrays follow it. */
@@ -353,11 +359,17 @@ static __always_inline void cgstat_unlist(struct cgstat_link *link)
 	cgstat_xchg(link->state, flushes + CGSTAT_STATE_MASK + 1);
 }
 
-/* Where cgroup @id's slot on @cpu is, whoever has it. */
+/*
+ * Where cgroup @id's slot on @cpu is, whoever has it. The ids of cgroups that
+ * are made one after the other are as far apart as each has files, which may be
+ * a multiple of the slots there are. Multiplied by 2^64 over the golden ratio,
+ * such ids spread evenly (Knuth, The Art of Computer Programming, 6.4).
+ */
 static __always_inline struct cgstat_slot *
 cgstat_get_slot(struct cgstat_map map, __u64 id, __u32 cpu)
 {
-	__u32 slots = cgstat_slots(map.elems), key = cpu * slots + (id & (slots - 1));
+	__u32 bits = cgstat_slot_bits(map.elems);
+	__u32 key = cpu << bits | id * 0x9e3779b97f4a7c15ULL >> (64 - bits);
 
 	return bpf_map_lookup_elem(map.slots, &key);
 }
@@ -393,6 +405,25 @@ cgstat_find_quickly(struct cgstat_map map, __u64 id, struct cgstat_where *where)
 	return cgstat_pair_values(pair);
 }
 
+/* The way of those that found their slot taken: cgroup @id's pair in the hash. */
+static __always_inline __u64 *
+cgstat_find_hashed(struct cgstat_map map, __u64 id, struct cgstat_where *where)
+{
+	__u64 key = cgstat_pair_key(id, bpf_get_smp_processor_id());
+	struct cgstat_pair *pair;
+
+	if (map.flags & CGSTAT_NO_PERCPU)
+		return NULL;
+	pair = bpf_map_lookup_elem(map.pairs, &key);
+	if (!pair)
+		return NULL;
+	where->link = &pair->link;
+	where->ctl = map.ctl;
+	where->id = id;
+	where->spill = false;
+	return cgstat_pair_values(pair);
+}
+
 /*
  * Take the slot, if it is free, for an entry that is alive. A late update may
  * have added to it since it was given back, and marked it as listed, which kept
@@ -411,9 +442,18 @@ static __always_inline void cgstat_take_slot(struct cgstat_map map, __u64 id)
 	cgstat_xchg(slot->owner, id);
 }
 
+/* What nearly all updates of cgroup @id add to, as it is there. */
+static __always_inline __u64 *
+cgstat_find_pair(struct cgstat_map map, __u64 id, struct cgstat_where *where)
+{
+	__u64 *values = cgstat_find_quickly(map, id, where);
+
+	return values ? values : cgstat_find_hashed(map, id, where);
+}
+
 /*
- * What an update of cgroup @id adds to that has no slot on this cpu, without
- * making an entry: the slot, if it is free, or a pair in the hash, or where
+ * What an update of cgroup @id adds to that has no pair on this cpu, without
+ * making an entry: the slot, if it is free, or a new pair in the hash, or where
  * there is no memory for one (as is common with interrupts off, the memory being
  * refilled when they are on), the entry's spill array. For a cgroup that was
  * released no array is made, as the flush that would delete it may have been
@@ -423,22 +463,14 @@ static __always_inline __u64 *
 cgstat_find_others(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 		   struct cgstat_where *where)
 {
-	struct cgstat_pair_key key = { .id = id, .cpu = bpf_get_smp_processor_id() };
+	__u64 key = cgstat_pair_key(id, bpf_get_smp_processor_id());
 	struct cgstat_entry *entry;
-	struct cgstat_pair *pair;
 	__u64 *values;
 
 	where->link = NULL;
 	where->ctl = map.ctl;
 	where->id = id;
 	where->spill = false;
-	if (!(map.flags & CGSTAT_NO_PERCPU)) {
-		pair = bpf_map_lookup_elem(map.pairs, &key);
-		if (pair) {
-			where->link = &pair->link;
-			return cgstat_pair_values(pair);
-		}
-	}
 	entry = bpf_map_lookup_elem(map.entries, &id);
 	if (!entry || !cgstat_read(entry->parent) || cgstat_read(entry->dead))
 		return NULL;
@@ -450,11 +482,9 @@ cgstat_find_others(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 			return values;
 		if (map.zero && !bpf_map_update_elem(map.pairs, &key, (void *)map.zero, BPF_NOEXIST))
 			__sync_fetch_and_add(&ctl->pairs, 1);
-		pair = bpf_map_lookup_elem(map.pairs, &key);
-		if (pair) {
-			where->link = &pair->link;
-			return cgstat_pair_values(pair);
-		}
+		values = cgstat_find_hashed(map, id, where);
+		if (values)
+			return values;
 		__sync_fetch_and_add(&ctl->spilled, 1);
 	}
 	where->spill = true;
@@ -466,7 +496,7 @@ static __always_inline __u64 *
 cgstat_find_values(struct cgstat_map map, struct cgstat_ctl *ctl, __u64 id,
 		   struct cgstat_where *where)
 {
-	__u64 *values = cgstat_find_quickly(map, id, where);
+	__u64 *values = cgstat_find_pair(map, id, where);
 
 	return values ? values : cgstat_find_others(map, ctl, id, where);
 }
@@ -544,17 +574,18 @@ cgstat_make_sure(struct cgstat_list *list, struct cgstat_where *where, __u64 flu
 static __always_inline bool
 cgstat_is_current(struct cgstat_map map, struct cgstat_where *where)
 {
-	struct cgstat_pair_key key = { .cpu = bpf_get_smp_processor_id() };
+	__u64 id = where->id & ~CGSTAT_IN_SLOT, key;
+	__u32 cpu = bpf_get_smp_processor_id();
 	struct cgstat_entry *entry;
 	struct cgstat_pair *pair;
 
-	key.id = where->id & ~CGSTAT_IN_SLOT;
 	if (where->spill) {
-		entry = bpf_map_lookup_elem(map.entries, &key.id);
+		entry = bpf_map_lookup_elem(map.entries, &id);
 		return entry && &entry->link == where->link;
 	}
+	key = cgstat_pair_key(id, cpu);
 	if (where->id & CGSTAT_IN_SLOT)
-		pair = cgstat_find_slot(map, key.id, key.cpu);
+		pair = cgstat_find_slot(map, id, cpu);
 	else
 		pair = bpf_map_lookup_elem(map.pairs, &key);
 	return pair && &pair->link == where->link;

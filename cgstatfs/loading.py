@@ -171,7 +171,7 @@ def _check_parts(obj: libbpf.Object, stage: Stage) -> None:
     elements = stage.about.value_type.elements
     expected = {
         "entries": (_HASH, 8, _ENTRY + 24 * elements),
-        "pairs": (_HASH, 16, _PAIR + 8 * elements),
+        "pairs": (_HASH, 8, _PAIR + 8 * elements),
         "slots": (_ARRAY, 4, _SLOT + 8 * elements),
         "lists": (_ARRAY, 4, _LIST),
         "ctl": (_ARRAY, 4, _CTL),

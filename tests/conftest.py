@@ -282,9 +282,9 @@ class Loaded:
             if ending == "pairs":
                 return set()
             ending = "native"
-        fd = self.fd(file, ending)
-        size = libbpf.map_info(fd).key_size
-        ids = {int.from_bytes(k[:8], sys.byteorder) for k in libbpf.map_keys(fd, size)}
+        # A pair's key is the cpu and, in the lower 48 bits, the id: cgstat_pair_key().
+        keys = libbpf.map_keys(self.fd(file, ending), 8)
+        ids = {int.from_bytes(key, sys.byteorder) & (1 << 48) - 1 for key in keys}
         return ids | self._in_slots(file) if ending == "pairs" else ids
 
     def _in_slots(self, file: str) -> set[int]:

@@ -56,8 +56,10 @@ def subjects(setting: Setting, engine: Engine, count: int) -> dict[str, Callable
         deep.mkdir()
     collector = setting.load(setting.object("updates"), engine)
     touch = collector.programs["touch"]
-    # In this order: the first to come have what room there is.
-    loading.walk(touch, libbpf.CGROUP_ITER_DESCENDANTS_PRE, cgroup_id(first))
+    # In this order: the first to come have what room there is. Those between the two would have
+    # as much a right to it.
+    for each in (first, deep):
+        loading.walk(touch, libbpf.CGROUP_ITER_SELF_ONLY, cgroup_id(each))
     crowd = top / "crowd"
     crowd.mkdir()
     for number in range(_CROWD):

@@ -35,7 +35,7 @@ def _hash_bytes(info: libbpf.MapInfo, elements: int) -> int:
 
 
 def _slots(elements: int) -> int:
-    """``cgstat_slots()`` in bpf/cgstat_update.h: of one cpu."""
+    """Of one cpu: a power of two, ``cgstat_slot_bits()`` in bpf/cgstat_update.h."""
     return next((slots for most, slots in ((13, 256), (29, 128), (61, 64)) if elements <= most), 32)
 
 

@@ -72,7 +72,7 @@ add_outpaced(struct cgstat_map map, struct cgstat_ctl *ctl, struct call *call, v
 static __always_inline void
 add_to_orphan(struct cgstat_map map, struct cgstat_ctl *ctl, struct call *call)
 {
-	struct cgstat_pair_key key = { .id = call->id, .cpu = bpf_get_smp_processor_id() };
+	__u64 key = cgstat_pair_key(call->id, bpf_get_smp_processor_id());
 
 	if (!bpf_map_update_elem(map.pairs, &key, map.zero, BPF_NOEXIST))
 		__sync_fetch_and_add(&ctl->pairs, 1);

@@ -137,6 +137,33 @@ def _update(directory: Path, what: int, count: int, cpu: int) -> int:
     return child
 
 
+def _hashed(calls: Loaded, tree: Path, cpu: int) -> Path:
+    """A cgroup that found its slot on a cpu taken by another, and was updated by 1."""
+    for number in range(1000):
+        directory = tree / str(number)
+        directory.mkdir()
+        assert os.waitpid(_update(directory, ADD, 1, cpu), 0)[1] == 0
+        key = cpu << 48 | cgroup_id(directory)
+        if key.to_bytes(8, sys.byteorder) in libbpf.map_keys(calls.fd(FILE, "pairs"), 8):
+            return directory
+    raise AssertionError("1000 cgroups have a slot each")
+
+
+def test_no_id_is_anothers_key(calls: Loaded, tree: Path) -> None:
+    """What is given for an id may be anything."""
+    cpus = os.sched_getaffinity(0)
+    first, last = min(cpus), max(cpus)
+    directory = _hashed(calls, tree, last)
+    os.sched_setaffinity(0, {first})
+    try:
+        before = usage(calls, "calls").lost
+        call(STRANGER, (first ^ last) << 48 | cgroup_id(directory))
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert usage(calls, "calls").lost == before + 1
+    assert calls.one(FILE, directory, "count") == 1
+
+
 def _flush_until_ended(children: list[int], flush: Callable[[], int]) -> None:
     """Totals must never fall, while they are read all the time."""
     left, before = set(children), 0

@@ -70,7 +70,7 @@ class Late(Loaded):
 
         def agree() -> bool:
             """Others make and remove cgroups, too, while we look."""
-            counters, pairs = self.usage(file), libbpf.map_keys(self.fd(file, "pairs"), 16)
+            counters, pairs = self.usage(file), libbpf.map_keys(self.fd(file, "pairs"), 8)
             ids = self.ids(file, "entries")
             return (counters.entries, counters.pairs) == (len(ids), sum(1 for _ in pairs))
 
