@@ -108,13 +108,14 @@ class Results:
         lines = [
             f"{about['date']}, commit {about['commit']}; {about['machine']}, {about['kernel']}, load "
             f"{about['load before']} before.", "",
-            "| case | target | reached | bound | verdict |", "|---|---|---|---|---|",
+            "| case | of what | target | reached | bound | verdict |", "|---|---|---|---|---|---|",
         ]  # fmt: skip
         for case, table in self.tables:
             for target in table.targets:
                 value = _number(target.value.median) if target.value else "-"
                 bound = _number(target.bound)
-                lines.append(f"| {case} | {target.text} | {value} | {bound} | {target.verdict} |")
+                cells = (case, table.title, target.text, value, bound, target.verdict)
+                lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
     def alarms(self) -> list[str]:

@@ -28,11 +28,8 @@ from .conftest import selected
 TESTS = ("tests/t2_bpf", "tests/t3_filesystem")
 # With a kernel of ours, asked for alone; its checks make it slow.
 SERIES = ("tests/kernel", *TESTS, "--engine", "native")
-# What counts and flushes. FUSE is that of 6.12.
-COUNTING = (
-    "tests/kernel", "tests/t2_bpf/test_native.py", "tests/t2_bpf/test_exactness.py",
-    "--engine", "native",
-)  # fmt: skip
+# What the series has of its own, exactness under load included.
+OF_SERIES = ("tests/kernel", "tests/t2_bpf/test_native.py", "--engine", "native")
 RSTAT = ("--engine", "rstat")
 
 
@@ -50,7 +47,7 @@ GUESTS = {
         "tests/t2_bpf", *_files("t3_filesystem", "access", "mirror", "reading", "takeover", "tree"),
         *RSTAT,
     ),
-    "native": COUNTING,
+    "native": OF_SERIES,
     "newest": (
         *_files("t2_bpf", "collectors", "engines", "exactness", "snapshots", "updates"),
         *_files("t3_filesystem", "meanwhile", "reading", "tree"), *RSTAT,
@@ -187,4 +184,4 @@ def test_in_a_guest(kernel: str, guests: Guests, request: pytest.FixtureRequest)
     print(text)
     assert status == 0, text[-20000:]
     for which in _proof(kernel, _wanted(request.config)[kernel]):
-        assert len(re.findall(rf"\[{which}.*PASSED", text)) > 10, which
+        assert len(re.findall(rf"\[{which}.*PASSED", text)) > 5, which
