@@ -276,6 +276,8 @@ def kill(mountpoint: Path) -> State:
     """kill -9 a daemon, and its holder; returns what they have left."""
     runtime = Runtime(mountpoint)
     state = runtime.read_state()
+    # Stopped, it cannot say in the log, which would stay, that its holder has gone.
+    os.kill(state.pid, signal.SIGSTOP)
     for pid in (state.holder, state.pid):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not state.lives() and not runtime.is_held(), "them to end")
