@@ -193,7 +193,8 @@ def test_cgroups_that_come_and_go_leave_nothing(
         more = after[f"{name}'s memory"] - before[f"{name}'s memory"]
         assert more <= NOISE + LEAK * cgroups, f"{more} bytes for {cgroups} cgroups"
         assert after[f"{name}'s descriptors"] == before[f"{name}'s descriptors"]
-    # Watches are as many as there are cgroups, or fewer, see settle().
+    # Watches are as many as there are cgroups, or fewer.
+    assert after["inotify watches"] <= len(live_cgroups(tree))
     assert after["maps' elements of ours"] == before["maps' elements of ours"]
     assert after["known to the kernel"] <= KNOWN_LINE * KNOWN_LINES
     assert after["open files' blocks"] == before["open files' blocks"]

@@ -184,4 +184,6 @@ def test_in_a_guest(kernel: str, guests: Guests, request: pytest.FixtureRequest)
     print(text)
     assert status == 0, text[-20000:]
     for which in _proof(kernel, _wanted(request.config)[kernel]):
-        assert len(re.findall(rf"\[{which}.*PASSED", text)) > 5, which
+        # test_native.py, all that runs with it without being asked for, has seven.
+        least = 5 if which == "native" else 10
+        assert len(re.findall(rf"\[{which}.*PASSED", text)) > least, which
