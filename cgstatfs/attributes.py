@@ -51,15 +51,14 @@ class Attributes:
         :raises OSError: ``ENOENT``: it was just removed
         """
         # Watch first: what changes after the stat is then reported.
-        watched = self._watch(cgroup.parent or cgroup)
+        parent = cgroup.parent or cgroup
+        watched = parent.id in self._watch_of or self._watch(parent)
         if cgroup.stat is None or not cgroup.stat_current or not watched:
             cgroup.stat = os.stat(self._hierarchy.directory(cgroup), follow_symlinks=False)
             cgroup.stat_current = True
         return cgroup.stat, watched
 
     def _watch(self, cgroup: Cgroup) -> bool:
-        if cgroup.id in self._watch_of:
-            return True
         if self._limit_hit:
             return False
         try:

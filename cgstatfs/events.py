@@ -75,8 +75,7 @@ class CgroupEvents:
         Precedes every answer, so it costs nothing when nothing has: an event that precedes a
         request was reserved before, as both went through the kernel.
         """
-        if not self._ring.is_empty:
-            self._ring.consume()
+        self._ring.consume()
         # Cannot end in a loop of its own making: a scan causes no events.
         while self._dropped[0] != self._dropped_seen:
             dropped = self._dropped[0]

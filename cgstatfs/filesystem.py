@@ -247,7 +247,8 @@ class FileSystem(pyfuse3.Operations):
                 cgroup, file, slot.user, slot.index, tree=slot.tree, opener=opener,
                 length=slot.length,
             )  # fmt: skip
-            self._open_of_user[slot.user] += 1
+            if slot.user:
+                self._open_of_user[slot.user] += 1
         return gone
 
     # What node ids and handles stand for.
@@ -279,13 +280,17 @@ class FileSystem(pyfuse3.Operations):
 
     def _cgroup_and_file(self, node: int, *, unloaded: bool = False) -> tuple[Cgroup, _File]:
         """:param unloaded: also a file that is open and was unloaded"""
-        if nodes.is_about(node):
+        in_tree = False
+        if nodes.is_file(node):
+            id, tag = nodes.split_file_node(node)
+        elif nodes.is_tree(node):
+            id, tag = nodes.split_tree_node(node)
+            in_tree = True
+        else:
             file = self._about_file(nodes.about_tag(node))
             if file is None:
                 raise FUSEError(errno.ESTALE)
             return self._hierarchy.root, file
-        in_tree = nodes.is_tree(node)
-        id, tag = nodes.split_tree_node(node) if in_tree else nodes.split_file_node(node)
         file = self._file_of_tag.get(tag)
         if file is None and unloaded:
             file = next((each.file for each in self._open.values() if each.file.tag == tag), None)
@@ -308,6 +313,8 @@ class FileSystem(pyfuse3.Operations):
             raise self._gone(cgroup)
         self._attributes.drain()
         recent = self._invalidator.recent(cgroup)
+        if not recent:
+            return
         doubtful = [each for each in recent if not self._lets_in(each, ctx.uid)]
         if doubtful and self._invalidator.turns_back(doubtful, ctx.pid):
             raise FUSEError(errno.ESTALE)
@@ -436,9 +443,9 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        if parent == nodes.ABOUT:
-            return self._look_up_about(name)
-        if nodes.is_tree(parent):
+        if parent >= nodes.NO_CGROUP:
+            if parent == nodes.ABOUT:
+                return self._look_up_about(name)
             return self._look_up_in_tree(self._tree_cgroup(parent), name)
         directory = self._cgroup(parent)
         if not directory.alive:
@@ -600,21 +607,23 @@ class FileSystem(pyfuse3.Operations):
         self._check_walk(cgroup, ctx)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
-        if ctx.uid and self._open_of_user[ctx.uid] >= self._open_files_per_user:
+        user = ctx.uid
+        if user and self._open_of_user[user] >= self._open_files_per_user:
             self.limits_hit += 1
             raise FUSEError(errno.EMFILE)
         id = 0 if file.about else cgroup.id
         handle = self._new_handle(id, file)
         tree = nodes.is_tree(node)
-        opener = Requester.of(ctx.uid, ctx.gid, ctx.pid) if tree else None
+        opener = Requester.of(user, ctx.gid, ctx.pid) if tree else None
         slot = self._slots.add(
-            handle, id, ctx.uid, file.tag, tree=tree,
+            handle, id, user, file.tag, tree=tree,
             searches_all=opener is not None and opener.searches_all,
         )  # fmt: skip
         if slot is None:
             raise FUSEError(errno.ENFILE)
-        self._open[handle] = _OpenFile(cgroup, file, ctx.uid, slot, tree=tree, opener=opener)
-        self._open_of_user[ctx.uid] += 1
+        self._open[handle] = _OpenFile(cgroup, file, user, slot, tree=tree, opener=opener)
+        if user:
+            self._open_of_user[user] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     def _new_handle(self, id: int, file: _File) -> int:
@@ -705,10 +714,10 @@ class FileSystem(pyfuse3.Operations):
             return  # Closed by a daemon that was killed before it had answered.
         self._slots.remove(file.slot)
         self._snapshot_bytes -= file.memory
-        user = file.user
-        self._open_of_user[user] -= 1
-        if not self._open_of_user[user]:
-            del self._open_of_user[user]
+        if user := file.user:
+            self._open_of_user[user] -= 1
+            if not self._open_of_user[user]:
+                del self._open_of_user[user]
 
     @_guarded
     def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -583,17 +583,19 @@ def test_run(fd: int, context: ctypes.Structure) -> Callable[[], None]:
 _BUSY_TRIES = 1000
 
 
-def run_while_busy(run: Callable[[], None], context: ctypes.Structure) -> None:
+def run_while_busy(run: Callable[[], None], context: ctypes.Structure) -> int:
     """Run a program of :func:`test_run` until the ``ret`` of its context is not ``EBUSY``.
 
     It still is if what somebody else does, does not end.
     """
     for attempt in range(_BUSY_TRIES):
         run()
-        if context.ret != -errno.EBUSY:
-            return
+        result = context.ret
+        if result != -errno.EBUSY:
+            break
         # A release takes microseconds, another reader more.
         time.sleep(0 if attempt < 100 else 0.001)
+    return result
 
 
 class _OpenOpts(ctypes.Structure):
@@ -750,14 +752,14 @@ class RingBuffer:
         self._pages = mmap.mmap(map_fd, 2 * mmap.PAGESIZE, prot=mmap.PROT_READ)
         self._positions = memoryview(self._pages).cast("Q")
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether every record that was reserved has been consumed; without a system call."""
-        return self._positions[0] == self._positions[_PRODUCER]
+    def consume(self) -> None:
+        """Hand every record that was submitted to the receiver.
 
-    def consume(self) -> int:
-        """Hand every record that was submitted to the receiver; how many there were."""
-        return check(lib.ring_buffer__consume(self._handle), "ring buffer")
+        Without a system call if every record that was reserved has been consumed.
+        """
+        positions = self._positions
+        if positions[0] != positions[_PRODUCER]:
+            check(lib.ring_buffer__consume(self._handle), "ring buffer")
 
     def close(self) -> None:
         self._positions.release()

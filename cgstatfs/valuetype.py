@@ -166,12 +166,12 @@ class ValueType:
         derived = any(field.derived for field in fields)
         return fields if derived or fields != self.fields else None
 
-    def format(self, value: tuple[int, ...]) -> bytes:
-        """The text of the file.
-
-        :param value: all elements, in order
-        """
-        return (self._template % self._show(value)).encode()
+    @cached_property
+    def format(self) -> Callable[[tuple[int, ...]], bytes]:
+        """From all elements, in order, to the text of the file."""
+        if not self._shown:
+            return self._template.encode().__mod__
+        return lambda value: (self._template % self._show(value)).encode()
 
     def _show(self, value: tuple[int, ...]) -> tuple[int | str, ...]:
         if not self._shown:

@@ -51,9 +51,9 @@ class Standalone(HashedEngine):
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
             context.id = cgroup_id
-            run_while_busy(run, context)
-            if context.ret:
-                raise OSError(-context.ret, os.strerror(-context.ret), f"cgroup {cgroup_id}")
+            result = run_while_busy(run, context)
+            if result:
+                raise OSError(-result, os.strerror(-result), f"cgroup {cgroup_id}")
             return unpack(total)
 
         return look_up
