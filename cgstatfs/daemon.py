@@ -274,7 +274,7 @@ def run(settings: Settings, runtime: Runtime, ready: Callable[[State], None]) ->
     try:
         with ExitStack() as stack:
             daemon = _Daemon(settings, runtime, connection, teller, stack)
-            poll_first()
+            poll_first(connection.descriptor)
             pyfuse3.init(daemon.file_system, connection.path, set())
             stack.callback(pyfuse3.close, unmount=False)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from types import SimpleNamespace
 
 import pyfuse3
 import trio
@@ -28,37 +27,23 @@ _SPIN_SECONDS = 100e-6
 _CREDIT = 8
 
 
-class _NoLock:
-    """In place of :class:`trio.Lock`, as one task alone takes it."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
 class _Waiting:
-    """Waits until a descriptor is readable.
+    """Waits until a descriptor is readable; in place of pyfuse3's function.
 
     Spinning pays when another request comes within the time. What found one is credit for more
     of it, and what did not is debt: who asks twice a second is not spun for, and with nobody
     asking there is no spinning at all.
+
+    :param fd: by its number, so it goes on when the connection takes the place of what INIT was
+        asked through
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int) -> None:
         self._credit = 0
         self._turn = 0.0
-        # By the descriptor's number, so it goes on when the connection takes the place of what
-        # INIT was asked through.
-        self._poll = select.poll()
-        self._fd = -1
-
-    def _watch(self, fd: int) -> None:
-        if self._fd >= 0:
-            self._poll.unregister(self._fd)
-        self._poll.register(fd, select.POLLIN)
         self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
 
     def _spin(self, since: float) -> bool:
         """Whether a request came soon."""
@@ -70,28 +55,31 @@ class _Waiting:
                 return True
         return False
 
-    async def __call__(self, fd: int) -> None:
-        if fd != self._fd:
-            self._watch(fd)
+    async def __call__(self) -> bool:
+        """:returns: whether to go on, as pyfuse3 wants to know; when it is over it is told by a read"""
         now = time.perf_counter()
         if now - self._turn > _TURN_SECONDS:
             self._turn = now
             await trio.lowlevel.checkpoint()
         if self._poll.poll(0):
-            return
+            return True
         if self._credit:
             if self._spin(now):
                 self._credit = min(_CREDIT, self._credit + 1)
-                return
+                return True
             self._credit -= 1
         slept = time.perf_counter()
-        await trio.lowlevel.wait_readable(fd)
+        await trio.lowlevel.wait_readable(self._fd)
         self._turn = time.perf_counter()
         if self._turn - slept < 2 * _SPIN_SECONDS:
             self._credit = min(_CREDIT, self._credit + 1)
+        return True
 
 
-def poll_first() -> None:
-    """Have pyfuse3 wait like this, as its own switch to asyncio does it."""
-    lowlevel = SimpleNamespace(**vars(trio.lowlevel) | {"wait_readable": _Waiting()})
-    pyfuse3.trio = SimpleNamespace(**vars(trio) | {"Lock": _NoLock, "lowlevel": lowlevel})
+def poll_first(fd: int) -> None:
+    """Have pyfuse3 wait like this for what it reads from *fd*.
+
+    A version of it that does not call this function of its own by this name waits as it does
+    without us, and is slower.
+    """
+    pyfuse3._wait_fuse_readable = _Waiting(fd)

@@ -3,13 +3,14 @@
 
     python -m bench.peers.constant MOUNTPOINT
 
-It waits for requests as the daemon does, but does nothing for them: what a read takes here no
-change to our handlers can save.
+It waits for requests as the daemon does, and gets the same five for a read, but does nothing for
+them: what a read takes here no change to our handlers can save.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import sys
 
@@ -29,7 +30,9 @@ class _Constant(pyfuse3.Operations):
         entry.st_ino = inode
         entry.st_mode = stat.S_IFREG | 0o444 if inode == _NODE else stat.S_IFDIR | 0o555
         entry.st_size = len(_TEXT) if inode == _NODE else 0
-        entry.attr_timeout = entry.entry_timeout = 3600
+        entry.attr_timeout = 3600
+        # The name is asked for anew each time, as with ours.
+        entry.entry_timeout = 0
         return entry
 
     async def lookup(
@@ -46,10 +49,16 @@ class _Constant(pyfuse3.Operations):
         return _TEXT[off : off + size]
 
 
+def _connection() -> int:
+    """The descriptor that pyfuse3 has opened, and does not tell."""
+    with os.scandir("/proc/self/fd") as entries:
+        return next(int(each.name) for each in entries if os.readlink(each) == "/dev/fuse")
+
+
 def main() -> None:
     """Run from the command line."""
     pyfuse3.init(_Constant(), sys.argv[1], {"fsname=constant", "default_permissions"})
-    poll_first()
+    poll_first(_connection())
     try:
         trio.run(pyfuse3.main, 1, 1)
     finally:

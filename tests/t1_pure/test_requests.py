@@ -38,7 +38,7 @@ def _serve(waiting: _Counting, reader: int, count: int, answer: int | None = Non
 
     async def serve() -> None:
         for _ in range(count):
-            await waiting(reader)
+            await waiting()
             assert os.read(reader, 1) == b"x"
             if answer is not None:
                 os.write(answer, b"y")
@@ -48,7 +48,7 @@ def _serve(waiting: _Counting, reader: int, count: int, answer: int | None = Non
 
 def test_not_for_who_asks_now_and_then(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    waiting = _Counting()
+    waiting = _Counting(reader)
 
     def ask() -> None:
         for _ in range(100):
@@ -66,7 +66,7 @@ def test_not_for_who_asks_now_and_then(pipe: tuple[int, int]) -> None:
 def test_for_who_asks_again_at_once(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     theirs, ours = os.pipe()
-    waiting = _Counting()
+    waiting = _Counting(reader)
     child = os.fork()
     if not child:
         for _ in range(3000):
