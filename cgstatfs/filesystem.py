@@ -183,6 +183,7 @@ class FileSystem(pyfuse3.Operations):
         self._files: dict[bytes, _File] = {}
         self._file_of_tag: dict[int, _File] = {}
         self._open: dict[int, _OpenFile] = {}
+        # But root's, of which there can be any number.
         self._open_of_user: Counter[int] = Counter()
         self._open_files_per_user = open_files_per_user
         self._snapshot_memory = snapshot_memory

@@ -56,7 +56,7 @@ class _Waiting:
         return False
 
     async def __call__(self) -> bool:
-        """:returns: whether to go on, as pyfuse3 wants to know; when it is over it is told by a read"""
+        """:returns: whether to go on, as pyfuse3 wants to know: it is a read that says when to end"""
         now = time.perf_counter()
         if now - self._turn > _TURN_SECONDS:
             self._turn = now
