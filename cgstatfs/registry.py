@@ -423,11 +423,18 @@ class Registry:
 
 
 def _reader(stats_map: StatsMap, lookups: Counter[str]) -> Callable[[int], bytes]:
-    look_up, text, file = stats_map.lookup, stats_map.value_type.format, stats_map.file
+    look_up, format_value, file = stats_map.lookup, stats_map.value_type.format, stats_map.file
+    last: tuple[int, ...] = ()
+    text = b""
 
     def read(cgroup_id: int) -> bytes:
+        nonlocal last, text
         lookups[file] += 1
-        return text(look_up(cgroup_id))
+        value = look_up(cgroup_id)
+        # Who opens a file asks twice, first for its length; and in most cgroups little happens.
+        if value != last:
+            last, text = value, format_value(value)
+        return text
 
     return read
 
