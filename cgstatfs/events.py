@@ -14,6 +14,7 @@ import struct
 
 from . import libbpf
 from .hierarchy import Hierarchy
+from .libbpf import CONSUMER, PRODUCER
 from .objects import object_path
 
 __all__ = ("CgroupEvents",)
@@ -75,6 +76,9 @@ class CgroupEvents:
         Precedes every answer, so it costs nothing when nothing has: an event that precedes a
         request was reserved before, as both went through the kernel.
         """
+        positions = self._ring.positions
+        if positions[CONSUMER] == positions[PRODUCER] and self._dropped[0] == self._dropped_seen:
+            return
         self._ring.consume()
         # Cannot end in a loop of its own making: a scan causes no events.
         while self._dropped[0] != self._dropped_seen:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import logging
 import mmap
 import os
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TypeVar
 
 __all__ = (
+    "CONSUMER",
+    "PRODUCER",
     "Link",
     "LinkFd",
     "LoadError",
@@ -563,39 +566,44 @@ class Program:
         return Link(handle, self.name)
 
 
-def test_run(fd: int, context: ctypes.Structure) -> Callable[[], None]:
-    """A function that runs a ``syscall`` program on *context*, changed in place."""
+def test_run(fd: int, context: ctypes.Structure) -> Callable[[], int]:
+    """A function that runs a ``syscall`` program on *context*, changed in place.
+
+    It returns 0, or a negative errno: then the kernel has not run it.
+    """
     opts = TestRun(
         sz=ctypes.sizeof(TestRun),
         ctx_in=ctypes.addressof(context),
         ctx_size_in=ctypes.sizeof(context),
     )
-    pointer, call = ctypes.pointer(opts), lib.bpf_prog_test_run_opts
-
-    def run() -> None:
-        result = call(fd, pointer)
-        if result < 0:
-            raise OSError(-result, os.strerror(-result), "lookup")
-
-    return run
+    return functools.partial(lib.bpf_prog_test_run_opts, fd, ctypes.pointer(opts))
 
 
 _BUSY_TRIES = 1000
 
 
-def run_while_busy(run: Callable[[], None], context: ctypes.Structure) -> int:
-    """Run a program of :func:`test_run` until the ``ret`` of its context is not ``EBUSY``.
+def run_while_busy(fd: int, context: ctypes.Structure) -> Callable[[], int]:
+    """A function that runs a ``syscall`` program on *context* until its ``ret`` is not ``EBUSY``.
 
-    It still is if what somebody else does, does not end.
+    It returns that ``ret``, or a negative errno if the kernel has not run it. ``EBUSY`` is what
+    it returns if what somebody else does, does not end.
     """
-    for attempt in range(_BUSY_TRIES):
-        run()
-        result = context.ret
-        if result != -errno.EBUSY:
-            break
-        # A release takes microseconds, another reader more.
-        time.sleep(0 if attempt < 100 else 0.001)
-    return result
+    run_once = test_run(fd, context)
+
+    def run_again() -> int:
+        for attempt in range(_BUSY_TRIES):
+            # A release takes microseconds, another reader more.
+            time.sleep(0 if attempt < 100 else 0.001)
+            result = run_once() or context.ret
+            if result != -errno.EBUSY:
+                break
+        return result
+
+    def run() -> int:
+        result = run_once() or context.ret
+        return run_again() if result == -errno.EBUSY else result
+
+    return run
 
 
 class _OpenOpts(ctypes.Structure):
@@ -730,11 +738,17 @@ _SAMPLE_FN = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 
 # In words of 8 bytes.
-_PRODUCER = mmap.PAGESIZE // 8
+# Of a ring buffer's first two pages, in words: see struct bpf_ringbuf in kernel/bpf/ringbuf.c, 6.12
+CONSUMER, PRODUCER = 0, mmap.PAGESIZE // 8
 
 
 class RingBuffer:
-    """Consumes a ``BPF_MAP_TYPE_RINGBUF``; *fd* polls readable when there is something."""
+    """Consumes a ``BPF_MAP_TYPE_RINGBUF``.
+
+    :ivar fd: polls readable when there is something
+    :ivar positions: memory that the kernel writes to: what is at :data:`CONSUMER` is what is at
+        :data:`PRODUCER` when every record that was reserved has been consumed
+    """
 
     def __init__(self, map_fd: int, receive: Callable[[bytes], None]) -> None:
         def sample(_: int, data: int, size: int) -> int:
@@ -748,21 +762,15 @@ class RingBuffer:
             raise OSError(number, os.strerror(number), "ring buffer")
         self._handle = c_void_p(handle)
         self.fd: int = check(lib.ring_buffer__epoll_fd(self._handle), "ring buffer")
-        # The first page has the consumer's position, the second the producer's.
         self._pages = mmap.mmap(map_fd, 2 * mmap.PAGESIZE, prot=mmap.PROT_READ)
-        self._positions = memoryview(self._pages).cast("Q")
+        self.positions = memoryview(self._pages).cast("Q")
 
     def consume(self) -> None:
-        """Hand every record that was submitted to the receiver.
-
-        Without a system call if every record that was reserved has been consumed.
-        """
-        positions = self._positions
-        if positions[0] != positions[_PRODUCER]:
-            check(lib.ring_buffer__consume(self._handle), "ring buffer")
+        """Hand every record that was submitted to the receiver."""
+        check(lib.ring_buffer__consume(self._handle), "ring buffer")
 
     def close(self) -> None:
-        self._positions.release()
+        self.positions.release()
         self._pages.close()
         lib.ring_buffer__free(self._handle)
         self._handle = c_void_p(None)

@@ -58,7 +58,7 @@ def _read_file(path: str | Path) -> Callable[[], object]:
     return read
 
 
-def _run_nothing(obj: libbpf.Object) -> Callable[[], None]:
+def _run_nothing(obj: libbpf.Object) -> Callable[[], int]:
     """An empty program, by the system call that runs one."""
 
     class Context(ctypes.Structure):

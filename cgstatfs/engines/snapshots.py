@@ -9,7 +9,7 @@ import os
 from array import array
 from collections.abc import Callable
 
-from ..libbpf import run_while_busy, test_run
+from ..libbpf import run_while_busy
 from .buffer import Buffer
 
 __all__ = ("Context", "HashedSnapshots")
@@ -42,24 +42,21 @@ class HashedSnapshots:
         self._buffer = buffer
         self._flush = flush
         self._context = Context()
-        self._run = test_run(program, self._context)
+        self._run = run_while_busy(program, self._context)
 
     def take(self, ids: array, parents: array) -> bytes:
         """:data:`base.Snapshot`"""
         if self._flush:
             self._flush(ids[0])
         for attempt in range(_TRIES):
-            records = self._copy(ids, parents, min(attempt, _MOST) + 1)
-            if self._context.ret != -errno.EAGAIN:
+            result, records = self._copy(ids, parents, min(attempt, _MOST) + 1)
+            if result != -errno.EAGAIN:
                 break
-        if self._context.ret:
-            raise OSError(
-                -self._context.ret, os.strerror(-self._context.ret),
-                f"snapshot of {len(ids)} cgroups",
-            )  # fmt: skip
+        if result:
+            raise OSError(-result, os.strerror(-result), f"snapshot of {len(ids)} cgroups")
         return records
 
-    def _copy(self, ids: array, parents: array, generosity: int) -> bytes:
+    def _copy(self, ids: array, parents: array, generosity: int) -> tuple[int, bytes]:
         count, stride = len(ids), self._buffer.stride
         room = (count // _CHANGED_SHARE + _CHANGED_LEAST) * generosity if self._flush else 0
         words = self._buffer.words((2 * count if self._flush else count) + 2 * room)
@@ -67,5 +64,4 @@ class HashedSnapshots:
         if self._flush:
             words[count * stride : 2 * count * stride : stride] = memoryview(parents)
         self._context.count, self._context.room = count, room
-        run_while_busy(self._run, self._context)
-        return words[: count * stride].tobytes()
+        return self._run(), words[: count * stride].tobytes()

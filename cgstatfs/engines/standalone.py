@@ -11,7 +11,7 @@ import ctypes
 import os
 
 from ..btf import kernel_functions
-from ..libbpf import run_while_busy, test_run
+from ..libbpf import run_while_busy
 from ..valuetype import ValueType
 from .base import EngineUnavailable, Lookup
 from .hashed import HashedEngine
@@ -45,13 +45,13 @@ class Standalone(HashedEngine):
             ]
 
         context = Context()
-        run = test_run(reader, context)
+        run = run_while_busy(reader, context)
         total = memoryview(context).cast("B")[Context.total.offset :]
         unpack = value_type.unpack
 
         def look_up(cgroup_id: int) -> tuple[int, ...]:
             context.id = cgroup_id
-            result = run_while_busy(run, context)
+            result = run()
             if result:
                 raise OSError(-result, os.strerror(-result), f"cgroup {cgroup_id}")
             return unpack(total)

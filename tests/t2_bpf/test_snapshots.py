@@ -53,7 +53,7 @@ class Steps(Loaded):
                    for place, each in enumerate(self.cgroups))  # fmt: skip
         words[count * stride : 2 * count * stride : stride] = array("Q", parents)
         self._context = Context(count, room, 0)
-        libbpf.test_run(collector.programs[step], self._context)()
+        assert libbpf.test_run(collector.programs[step], self._context)() == 0
         return -self._context.ret
 
     @property
@@ -191,7 +191,7 @@ def test_removed_while_it_is_copied(steps: Steps, cgroups: list[Path], work: Pat
     context = Context(count, 64, 0)
     words = steps.buffer.words(1)
     words[: count * stride : stride] = array("Q", ids)
-    libbpf.test_run(steps.collectors[0].programs["copy"], context)()
+    assert libbpf.test_run(steps.collectors[0].programs["copy"], context)() == 0
     assert context.ret == 0
     assert [forks for forks, _ in steps.shown] == [7, 7, 7, 3, -1]
 
@@ -244,7 +244,7 @@ def test_a_buffer_that_is_too_small(steps: Steps, cgroups: list[Path]) -> None:
     collector = steps.collectors[0]
     steps.buffer.words(1)
     context = Context(1 << 20, 0, 0)
-    libbpf.test_run(collector.programs["tasks_snapshot"], context)()
+    assert libbpf.test_run(collector.programs["tasks_snapshot"], context)() == 0
     assert context.ret == -errno.EINVAL
     assert ctypes.sizeof(context) == 16
     # And nothing is left of it.
