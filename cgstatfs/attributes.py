@@ -50,12 +50,13 @@ class Attributes:
 
         :raises OSError: ``ENOENT``: it was just removed
         """
+        if cgroup.stat_current:
+            return cgroup.stat, True
         # Watch first: what changes after the stat is then reported.
         parent = cgroup.parent or cgroup
         watched = parent.id in self._watch_of or self._watch(parent)
-        if cgroup.stat is None or not cgroup.stat_current or not watched:
-            cgroup.stat = os.stat(self._hierarchy.directory(cgroup), follow_symlinks=False)
-            cgroup.stat_current = True
+        cgroup.stat = os.stat(self._hierarchy.directory(cgroup), follow_symlinks=False)
+        cgroup.stat_current = watched
         return cgroup.stat, watched
 
     def _watch(self, cgroup: Cgroup) -> bool:
@@ -92,8 +93,9 @@ class Attributes:
 
         Hundreds of changes at most: who makes more of them all the time is not waited for.
         """
-        for event in dict.fromkeys(self._inotify.read()):
-            self._report(event)
+        if self._inotify.poll(0):
+            for event in dict.fromkeys(self._inotify.read()):
+                self._report(event)
 
     def _report(self, event: inotify.Event) -> None:
         if event.mask & inotify.Q_OVERFLOW:

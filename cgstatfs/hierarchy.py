@@ -74,7 +74,7 @@ class Cgroup:
     :ivar children: by name
     :ivar alive: False from its removal (rmdir) on
     :ivar stat: its directory's attributes when they were last asked for
-    :ivar stat_current: whether they still hold, as far as is known
+    :ivar stat_current: whether they still hold, and a change of them would be noticed
     :ivar lookups: references that the kernel holds on its directory in the mount
     :ivar uncounted: it may hold more, as an earlier daemon told of it
     """

@@ -46,13 +46,16 @@ def _check(result: int, path: Path | None = None) -> int:
 class Inotify:
     """An inotify instance.
 
+    :ivar poll: that of a :class:`select.poll`: ``poll(0)`` is empty if there are no events, and
+        then takes a third of the time that a read does
     :raises OSError: ``EMFILE``: fs.inotify.max_user_instances
     """
 
     def __init__(self) -> None:
         self._fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        self.poll = poll.poll
 
     def fileno(self) -> int:
         return self._fd
@@ -72,10 +75,10 @@ class Inotify:
 
     def read(self) -> list[Event]:
         """The events that there are, up to a buffer full; with more, it polls readable again."""
-        # A read that finds nothing costs three times as much, and that is the common case.
-        if not self._poll.poll(0):
+        try:
+            data = os.read(self._fd, _BUFFER)
+        except BlockingIOError:
             return []
-        data = os.read(self._fd, _BUFFER)
         events = []
         offset = 0
         while offset < len(data):

@@ -95,6 +95,9 @@ class Invalidator:
     The kernel checks who may pass a directory by the owner and mode that it has cached, before it
     asks us anything. So whoever opens something below a directory of whose change it has not been
     told may have passed by what no longer holds, and is turned back if so.
+
+    :ivar permissions: the directories of whose change of owner or mode it has not been told, each
+        with the last one; soonest due first
     """
 
     def __init__(self, hierarchy: Hierarchy, teller: Teller) -> None:
@@ -103,8 +106,7 @@ class Invalidator:
         self._device = -1
         self._removed: dict[int, Cgroup] = {}
         self._linked: set[Cgroup] = set()
-        # The last change of each, soonest due first.
-        self._permissions: dict[Cgroup, _Change] = {}
+        self.permissions: dict[Cgroup, _Change] = {}
         self._on_removal, self._on_link, self._on_permission = (trio.Event() for _ in range(3))
         hierarchy.on_change(self._on_change)
 
@@ -131,8 +133,8 @@ class Invalidator:
     def permissions_changed(self, cgroup: Cgroup) -> None:
         """A directory's owner, group or mode changed."""
         if self._cached(cgroup):
-            self._permissions.pop(cgroup, None)
-            self._permissions[cgroup] = _Change(time.monotonic() + _PERMISSIONS_SECONDS)
+            self.permissions.pop(cgroup, None)
+            self.permissions[cgroup] = _Change(time.monotonic() + _PERMISSIONS_SECONDS)
             self._on_permission.set()
 
     def taken_over(self, gone: Iterable[Cgroup], hierarchy: Hierarchy) -> None:
@@ -148,8 +150,8 @@ class Invalidator:
     def recent(self, cgroup: Cgroup) -> list[Cgroup]:
         """Which directories on the way to a cgroup, and its own, have changed owner or mode."""
         found, each = [], cgroup
-        while self._permissions and each is not None:
-            if each in self._permissions:
+        while self.permissions and each is not None:
+            if each in self.permissions:
                 found.append(each)
             each = each.parent
         return found
@@ -163,7 +165,7 @@ class Invalidator:
         """
         anew = False
         for cgroup in passed:
-            walked = self._permissions[cgroup].walked
+            walked = self.permissions[cgroup].walked
             if thread not in walked:
                 if not walked:
                     self._tell(cgroup)
@@ -197,7 +199,7 @@ class Invalidator:
             self._on_link = trio.Event()
             linked, self._linked = self._linked, set()
             # Of the others it is told later.
-            for cgroup in linked - self._permissions.keys():
+            for cgroup in linked - self.permissions.keys():
                 self._tell(cgroup)
 
     async def tell_permissions(self, drain: Callable[[], None]) -> None:
@@ -213,16 +215,16 @@ class Invalidator:
         while True:
             await self._on_permission.wait()
             self._on_permission = trio.Event()
-            while self._permissions:
-                first = next(iter(self._permissions.values()))
+            while self.permissions:
+                first = next(iter(self.permissions.values()))
                 await trio.sleep(max(0, first.due - time.monotonic()))
                 drain()
                 self._tell_permissions(time.monotonic())
 
     def _tell_permissions(self, now: float) -> None:
-        due = itertools.takewhile(lambda each: each[1].due <= now, self._permissions.items())
+        due = itertools.takewhile(lambda each: each[1].due <= now, self.permissions.items())
         for cgroup, _ in list(due):
-            del self._permissions[cgroup]
+            del self.permissions[cgroup]
             self._tell(cgroup)
 
     @staticmethod
