@@ -27,7 +27,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
@@ -40,8 +40,7 @@ from .journal import Seldom
 from .known import Known
 from .openfiles import UNKNOWN, OpenFiles
 from .requester import Requester
-from .subtree import MakeText, Subtree
-from .texts import Text, WholeText
+from .subtree import MakeText, Subtree, SubtreeText
 
 __all__ = ("FileSystem",)
 
@@ -115,7 +114,7 @@ class _OpenFile:
     )  # fmt: skip
 
     def __init__(
-        self, cgroup: Cgroup, file: _File, user: int, slot: int, *, tree: bool = False,
+        self, cgroup: Cgroup, file: _File, user: int, slot: int, tree: bool,
         opener: Requester | None = None, length: int | None = None,
     ) -> None:  # fmt: skip
         self.cgroup = cgroup
@@ -124,7 +123,7 @@ class _OpenFile:
         self.slot = slot
         self.tree = tree
         self.opener = opener
-        self.snapshot: Text | None = None
+        self.snapshot: bytes | SubtreeText | None = None
         self.memory = 0
         self.length = length
 
@@ -133,7 +132,6 @@ def _guarded(handler: Callable[..., object]) -> Callable[..., Awaitable]:
     """What pyfuse3 awaits. An unexpected exception is this request's EIO, and logged; never the
     mount's end.
     """
-
     @functools.wraps(handler)
     async def guarded(self: FileSystem, *arguments: object) -> object:
         try:
@@ -192,6 +190,9 @@ class FileSystem(pyfuse3.Operations):
         self._says_full = Seldom()
         self.limits_hit = 0
         self._serial = 0
+        self._file_entry = self._new_file_entry()
+        # The directory's attributes of which it has a part.
+        self._file_entry_of: os.stat_result | None = None
         self._about: About = dict
         # Removed cgroups that the kernel still refers to.
         self._removed: dict[int, Cgroup] = {}
@@ -245,8 +246,7 @@ class FileSystem(pyfuse3.Operations):
                 file.gone = True
             opener = Requester.passing_all(slot.user) if slot.searches_all else None
             self._open[slot.handle] = _OpenFile(
-                cgroup, file, slot.user, slot.index, tree=slot.tree, opener=opener,
-                length=slot.length,
+                cgroup, file, slot.user, slot.index, slot.tree, opener, slot.length,
             )  # fmt: skip
             if slot.user:
                 self._open_of_user[slot.user] += 1
@@ -297,7 +297,7 @@ class FileSystem(pyfuse3.Operations):
             file = next((each.file for each in self._open.values() if each.file.tag == tag), None)
         if file is None or (in_tree and not file.subtree):
             raise FUSEError(errno.ESTALE)
-        return self._cgroup(id), file
+        return self._hierarchy.by_id.get(id) or self._cgroup(id), file
 
     def _tree_cgroup(self, node: int) -> Cgroup:
         """Of a ``.tree``, or of what is in one."""
@@ -313,12 +313,12 @@ class FileSystem(pyfuse3.Operations):
         if not cgroup.alive:
             raise self._gone(cgroup)
         self._attributes.drain()
-        recent = self._invalidator.recent(cgroup)
-        if not recent:
-            return
-        doubtful = [each for each in recent if not self._lets_in(each, ctx.uid)]
-        if doubtful and self._invalidator.turns_back(doubtful, ctx.pid):
-            raise FUSEError(errno.ESTALE)
+        invalidator = self._invalidator
+        if invalidator.permissions:
+            recent = invalidator.recent(cgroup)
+            doubtful = [each for each in recent if not self._lets_in(each, ctx.uid)]
+            if doubtful and invalidator.turns_back(doubtful, ctx.pid):
+                raise FUSEError(errno.ESTALE)
 
     def _lets_in(self, cgroup: Cgroup, user: int) -> bool:
         """Whether a user may pass and list a directory, whatever their groups and capabilities."""
@@ -362,29 +362,42 @@ class FileSystem(pyfuse3.Operations):
         entry.attr_timeout = _FOREVER if watched else _UNWATCHED
         return entry
 
-    def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
-        status, _ = self._stat(cgroup)
-        entry = self._plain_attributes(status)
-        entry.st_ino = (
-            nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
-        )
-        entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
-        entry.st_size = self._length(cgroup, file)
-        return entry
-
     @staticmethod
-    def _plain_attributes(status: os.stat_result) -> EntryAttributes:
-        """What files in a directory have in common."""
+    def _new_file_entry() -> EntryAttributes:
+        """What all files have in common."""
         entry = EntryAttributes()
         entry.st_mode = stat.S_IFREG | 0o444
-        entry.st_uid = status.st_uid
-        entry.st_gid = status.st_gid
-        entry.st_atime_ns = entry.st_ctime_ns = status.st_ctime_ns
-        # What rsync and cp -u go by: the text is of now.
-        entry.st_mtime_ns = time.time_ns()
         entry.st_blksize = 4096
         entry.entry_timeout = 0
         entry.attr_timeout = _FILE_ATTRIBUTES
+        return entry
+
+    def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
+        """Good until the next are asked for: see :meth:`_plain_attributes`."""
+        entry = self._plain_attributes(cgroup)
+        entry.st_ino = (
+            nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
+        )
+        there = cgroup.alive and not file.gone
+        entry.st_nlink = 1 if there else 0
+        entry.st_size = self._length(cgroup, file) if there else 0
+        return entry
+
+    def _plain_attributes(self, cgroup: Cgroup) -> EntryAttributes:
+        """What files in a directory have in common.
+
+        It is one object for all, since to fill in a new one takes longer than the rest: pyfuse3
+        has written it into the answer before another request is looked at.
+        """
+        status = cgroup.stat if cgroup.stat_current else self._stat(cgroup)[0]
+        entry = self._file_entry
+        if status is not self._file_entry_of:
+            self._file_entry_of = status
+            entry.st_uid = status.st_uid
+            entry.st_gid = status.st_gid
+            entry.st_atime_ns = entry.st_ctime_ns = status.st_ctime_ns
+        # What rsync and cp -u go by: the text is of now.
+        entry.st_mtime_ns = time.time_ns()
         return entry
 
     def _tree_attributes(self, cgroup: Cgroup) -> EntryAttributes:
@@ -397,29 +410,17 @@ class FileSystem(pyfuse3.Operations):
 
     def _tree_file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
         """Without the length, which it would take the whole text to know."""
-        status, _ = self._stat(cgroup)
-        entry = self._plain_attributes(status)
+        entry = self._plain_attributes(cgroup)
         entry.st_ino = nodes.tree_file_node(cgroup.id, file.tag)
         entry.st_nlink = 1 if cgroup.alive and not file.gone else 0
+        entry.st_size = 0
         return entry
 
-    def _text(self, cgroup: Cgroup, file: _File, gone: int) -> bytes:
-        """A flushing lookup.
-
-        :param gone: errno to answer with if the cgroup has no entry in the map
-        """
-        try:
-            return file.read(cgroup.id)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            raise FUSEError(gone) from None
-
     def _length(self, cgroup: Cgroup, file: _File) -> int:
-        if not cgroup.alive or file.gone:
-            return 0
         try:
-            return len(self._text(cgroup, file, errno.ENOENT))
+            return len(file.read(cgroup.id))
+        except FileNotFoundError:
+            raise FUSEError(errno.ENOENT) from None
         except OSError:
             # Reading it will say so; listing its directory should not fail.
             log.exception("%s of cgroup %d", os.fsdecode(file.name), cgroup.id)
@@ -448,7 +449,8 @@ class FileSystem(pyfuse3.Operations):
             if parent == nodes.ABOUT:
                 return self._look_up_about(name)
             return self._look_up_in_tree(self._tree_cgroup(parent), name)
-        directory = self._cgroup(parent)
+        # The root's node is in there only if it is also the root's id.
+        directory = self._hierarchy.by_id.get(parent) or self._cgroup(parent)
         if not directory.alive:
             raise self._gone(directory)
         child = directory.children.get(name)
@@ -568,23 +570,29 @@ class FileSystem(pyfuse3.Operations):
                 nodes.file_cookie(tag), file.name,
                 functools.partial(self._file_attributes, root, file),
             ))  # fmt: skip
-        for cookie, name, attributes in entries:
-            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes(), cookie):
-                return
+        self._list(entries, start, token)
 
     def _list_tree(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
         if not directory.alive:
             return
         entries = [
-            (nodes.COOKIE_DOT, b".", self._tree_attributes(directory)),
-            (nodes.COOKIE_DOTDOT, b"..", self._directory_attributes(directory)),
+            (nodes.COOKIE_DOT, b".", functools.partial(self._tree_attributes, directory)),
+            (nodes.COOKIE_DOTDOT, b"..", functools.partial(self._directory_attributes, directory)),
         ]
         for tag, file in sorted(self._file_of_tag.items()):
             if file.subtree:
-                attributes = self._tree_file_attributes(directory, file)
+                attributes = functools.partial(self._tree_file_attributes, directory, file)
                 entries.append((nodes.file_cookie(tag), file.name, attributes))
+        self._list(entries, start, token)
+
+    @staticmethod
+    def _list(
+        entries: Iterable[tuple[int, bytes, Callable[[], EntryAttributes]]], start: int,
+        token: ReaddirToken,
+    ) -> None:  # fmt: skip
+        """Entries of a directory: cookies, in order, names, and what gives the attributes."""
         for cookie, name, attributes in entries:
-            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes, cookie):
+            if cookie > start and not pyfuse3.readdir_reply(token, name, attributes(), cookie):
                 return
 
     def _list_files(self, directory: Cgroup, start: int, token: ReaddirToken) -> None:
@@ -613,7 +621,10 @@ class FileSystem(pyfuse3.Operations):
             self.limits_hit += 1
             raise FUSEError(errno.EMFILE)
         id = 0 if file.about else cgroup.id
-        handle = self._new_handle(id, file)
+        self._serial += 1
+        handle = nodes.file_handle(id, file.tag, self._serial)
+        if handle in self._open:
+            handle = self._free_handle(id, file)
         tree = nodes.is_tree(node)
         opener = Requester.of(user, ctx.gid, ctx.pid) if tree else None
         slot = self._slots.add(
@@ -622,12 +633,12 @@ class FileSystem(pyfuse3.Operations):
         )  # fmt: skip
         if slot is None:
             raise FUSEError(errno.ENFILE)
-        self._open[handle] = _OpenFile(cgroup, file, user, slot, tree=tree, opener=opener)
+        self._open[handle] = _OpenFile(cgroup, file, user, slot, tree, opener)
         if user:
             self._open_of_user[user] += 1
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
-    def _new_handle(self, id: int, file: _File) -> int:
+    def _free_handle(self, id: int, file: _File) -> int:
         for _ in range(nodes.SERIALS):
             self._serial += 1
             handle = nodes.file_handle(id, file.tag, self._serial)
@@ -652,32 +663,42 @@ class FileSystem(pyfuse3.Operations):
         elif current and (offset == 0 or file.snapshot is None):
             # As a kernel seq file does: what precedes the offset is made, and passed over.
             self._take_snapshot(file)
-        part = file.snapshot.read(offset, size) if file.snapshot else b""
+        if file.snapshot is None:
+            part = b""
+        elif file.tree:
+            part = file.snapshot.read(offset, size)
+            self._account(file, file.snapshot.memory, file.snapshot.length)
+        else:
+            part = file.snapshot[offset : offset + size]
         if not current and not part:
             raise FUSEError(errno.ENODEV)
-        if file.tree and file.snapshot:
-            self._account(file, file.snapshot)
         return part
 
     def _take_snapshot(self, file: _OpenFile) -> None:
         """Look up, and keep the text in place of the one before."""
-        text = self._subtree_text(file) if file.tree else WholeText(
-            self._text(file.cgroup, file.file, errno.ENODEV)
-        )  # fmt: skip
-        more = text.memory - file.memory
+        try:
+            if file.tree:
+                text = self._subtree_text(file)
+                memory, length = text.memory, text.length
+            else:
+                text = file.file.read(file.cgroup.id)
+                memory = length = len(text)
+        except FileNotFoundError:
+            raise FUSEError(errno.ENODEV) from None  # As it was looked up.
+        more = memory - file.memory
         if file.user and more > 0 and self._snapshot_bytes + more > self._snapshot_memory:
             self._say_full()
             raise FUSEError(errno.ENFILE)
         file.snapshot, file.length = text, None
-        self._account(file, text)
+        self._account(file, memory, length)
 
-    def _account(self, file: _OpenFile, text: Text) -> None:
+    def _account(self, file: _OpenFile, memory: int, length: int | None) -> None:
         """Write down what a text takes, and how long it is, as it was made or went on."""
-        self._snapshot_bytes += text.memory - file.memory
-        file.memory = text.memory
-        self._slots.read(file.slot, UNKNOWN if text.length is None else text.length)
+        self._snapshot_bytes += memory - file.memory
+        file.memory = memory
+        self._slots.read(file.slot, UNKNOWN if length is None else length)
 
-    def _subtree_text(self, file: _OpenFile) -> Text:
+    def _subtree_text(self, file: _OpenFile) -> SubtreeText:
         opener, make = file.opener, file.file.subtree
         if opener is None or make is None:
             # An earlier daemon knew who opened it, or had it.
@@ -693,10 +714,7 @@ class FileSystem(pyfuse3.Operations):
 
         longest = _LONGEST_PATH - len(self._hierarchy.directory(file.cgroup))
         subtree = Subtree(file.cgroup, None if opener.searches_all else may, longest)
-        try:
-            return make(subtree)
-        except FileNotFoundError:
-            raise FUSEError(errno.ENODEV) from None  # As it was looked up.
+        return make(subtree)
 
     def _say_full(self) -> None:
         """Seldom: whoever reads on would fill the log."""
@@ -708,8 +726,8 @@ class FileSystem(pyfuse3.Operations):
                 len(self._open), self._snapshot_memory,
             )  # fmt: skip
 
-    @_guarded
-    def release(self, handle: int) -> None:
+    async def release(self, handle: int) -> None:
+        # Whatever has happened to cgroups, there is nothing to say of it; and nothing here raises.
         file = self._open.pop(handle, None)
         if file is None:
             return  # Closed by a daemon that was killed before it had answered.
