@@ -20,6 +20,7 @@ from __future__ import annotations
 import bisect
 import errno
 import functools
+import inspect
 import itertools
 import logging
 import operator
@@ -128,22 +129,30 @@ class _OpenFile:
         self.length = length
 
 
+# Source, so that each handler's wrapper has code of its own: the interpreter specialises code by
+# what it meets (PEP 659), and what all of them shared would meet all of them.
+_WRAPPER = """
+async def guarded(self, {arguments}):
+    try:
+        self._drain()
+        return handler(self, {arguments})
+    except FUSEError:
+        raise
+    except Exception:
+        log.exception("%s%r failed", handler.__name__, ({arguments},))
+        raise FUSEError(errno.EIO) from None
+"""
+
+
 def _guarded(handler: Callable[..., object]) -> Callable[..., Awaitable]:
     """What pyfuse3 awaits. An unexpected exception is this request's EIO, and logged; never the
     mount's end.
     """
-    @functools.wraps(handler)
-    async def guarded(self: FileSystem, *arguments: object) -> object:
-        try:
-            self._drain()
-            return handler(self, *arguments)
-        except FUSEError:
-            raise
-        except Exception:
-            log.exception("%s%r failed", handler.__name__, arguments)
-            raise FUSEError(errno.EIO) from None
-
-    return guarded
+    _, *arguments = inspect.signature(handler).parameters
+    source = _WRAPPER.format(arguments=", ".join(arguments))
+    scope = {"handler": handler, "FUSEError": FUSEError, "errno": errno, "log": log}
+    exec(compile(source, f"<guarded {handler.__name__}>", "exec"), scope)
+    return functools.wraps(handler)(scope["guarded"])
 
 
 class FileSystem(pyfuse3.Operations):
