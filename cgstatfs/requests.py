@@ -42,12 +42,13 @@ class _Waiting:
         self._credit = 0
         self._turn = 0.0
         self._fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        self._poll = poll.poll
 
     def _spin(self, since: float) -> bool:
         """Whether a request came soon."""
-        poll, until = self._poll.poll, since + _SPIN_SECONDS
+        poll, until = self._poll, since + _SPIN_SECONDS
         while time.perf_counter() < until:
             # Who asks may be waiting for this very cpu.
             os.sched_yield()
@@ -61,7 +62,7 @@ class _Waiting:
         if now - self._turn > _TURN_SECONDS:
             self._turn = now
             await trio.lowlevel.checkpoint()
-        if self._poll.poll(0):
+        if self._poll(0):
             return True
         if self._credit:
             if self._spin(now):
@@ -82,4 +83,5 @@ def poll_first(fd: int) -> None:
     A version of it that does not call this function of its own by this name waits as it does
     without us, and is slower.
     """
-    pyfuse3._wait_fuse_readable = _Waiting(fd)
+    # The method, since it is called as quickly as a function is, and an object is not.
+    pyfuse3._wait_fuse_readable = _Waiting(fd).__call__
