@@ -75,12 +75,13 @@ ReadFile = Callable[[int], bytes]
 class _File:
     """A stats map, as a file.
 
+    :ivar node: its part of a file's node id; the rest is the cgroup's
     :ivar subtree: of the file of its name in ``.tree``; None: there is none
     :ivar about: it is one in ``.cgstatfs`` instead, and of no cgroup
     :ivar gone: it was unloaded
     """
 
-    __slots__ = ("name", "tag", "read", "subtree", "about", "gone")
+    __slots__ = ("name", "tag", "node", "read", "subtree", "about", "gone")
 
     def __init__(
         self, name: bytes, tag: int, read: ReadFile, subtree: MakeText | None = None,
@@ -88,6 +89,7 @@ class _File:
     ) -> None:  # fmt: skip
         self.name = name
         self.tag = tag
+        self.node = nodes.about_node(tag) if about else nodes.file_node(0, tag)
         self.read = read
         self.subtree = subtree
         self.about = about
@@ -199,6 +201,9 @@ class FileSystem(pyfuse3.Operations):
         self._says_full = Seldom()
         self.limits_hit = 0
         self._serial = 0
+        # The file that was looked up last, which is mostly what is opened next: its node, and what
+        # that stands for. At first no file.
+        self._looked_up: tuple[int, Cgroup, _File] = 0, hierarchy.root, _File(b"", 0, _no_text)
         self._file_entry = self._new_file_entry()
         # The directory's attributes of which it has a part.
         self._file_entry_of: os.stat_result | None = None
@@ -384,9 +389,7 @@ class FileSystem(pyfuse3.Operations):
     def _file_attributes(self, cgroup: Cgroup, file: _File) -> EntryAttributes:
         """Good until the next are asked for: see :meth:`_plain_attributes`."""
         entry = self._plain_attributes(cgroup)
-        entry.st_ino = (
-            nodes.about_node(file.tag) if file.about else nodes.file_node(cgroup.id, file.tag)
-        )
+        entry.st_ino = file.node if file.about else file.node | cgroup.id & nodes.FILE_ID
         there = cgroup.alive and not file.gone
         entry.st_nlink = 1 if there else 0
         entry.st_size = self._length(cgroup, file) if there else 0
@@ -475,7 +478,9 @@ class FileSystem(pyfuse3.Operations):
         file = self._files.get(name)
         if file is None:
             raise FUSEError(errno.ENOENT)
-        return self._file_attributes(directory, file)
+        entry = self._file_attributes(directory, file)
+        self._looked_up = entry.st_ino, directory, file
+        return entry
 
     def _look_up_in_tree(self, directory: Cgroup, name: bytes) -> EntryAttributes:
         if not directory.alive:
@@ -621,7 +626,11 @@ class FileSystem(pyfuse3.Operations):
 
     @_guarded
     def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
-        cgroup, file = self._cgroup_and_file(node)
+        last, cgroup, file = self._looked_up
+        tree = False
+        if node != last or file.gone:
+            cgroup, file = self._cgroup_and_file(node)
+            tree = nodes.is_tree(node)
         self._check_walk(cgroup, ctx)
         if flags & _WRITING:
             raise FUSEError(errno.EROFS)
@@ -634,11 +643,9 @@ class FileSystem(pyfuse3.Operations):
         handle = nodes.file_handle(id, file.tag, self._serial)
         if handle in self._open:
             handle = self._free_handle(id, file)
-        tree = nodes.is_tree(node)
         opener = Requester.of(user, ctx.gid, ctx.pid) if tree else None
         slot = self._slots.add(
-            handle, id, user, file.tag, tree=tree,
-            searches_all=opener is not None and opener.searches_all,
+            handle, id, user, file.tag, tree, opener is not None and opener.searches_all,
         )  # fmt: skip
         if slot is None:
             raise FUSEError(errno.ENFILE)

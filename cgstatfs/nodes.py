@@ -29,6 +29,7 @@ __all__ = (
     "COOKIE_DOT",
     "COOKIE_DOTDOT",
     "ABOUT",
+    "FILE_ID",
     "NO_CGROUP",
     "ROOT",
     "TAGS",
@@ -64,7 +65,8 @@ _TREE_FILE = 1 << 60
 _TREE_TAG_SHIFT = 46
 _TREE_ID_MASK = (1 << _TREE_TAG_SHIFT) - 1
 _TAG_SHIFT = 49
-_ID_MASK = (1 << _TAG_SHIFT) - 1
+# Of a file's node, the bits of the cgroup's id.
+FILE_ID = (1 << _TAG_SHIFT) - 1
 _HANDLE_SERIAL_SHIFT = 50
 _HANDLE_TAG_SHIFT = 36
 _HANDLE_ID_MASK = (1 << _HANDLE_TAG_SHIFT) - 1
@@ -118,12 +120,12 @@ def split_tree_node(node: int) -> tuple[int, int]:
 
 
 def file_node(cgroup_id: int, map_tag: int) -> int:
-    return _FILE | map_tag << _TAG_SHIFT | cgroup_id & _ID_MASK
+    return _FILE | map_tag << _TAG_SHIFT | cgroup_id & FILE_ID
 
 
 def split_file_node(node: int) -> tuple[int, int]:
     """Cgroup id and tag."""
-    return node & _ID_MASK, node >> _TAG_SHIFT & TAGS - 1
+    return node & FILE_ID, node >> _TAG_SHIFT & TAGS - 1
 
 
 def file_handle(cgroup_id: int, map_tag: int, serial: int) -> int:

@@ -100,7 +100,7 @@ class OpenFiles:
             )  # fmt: skip
 
     def add(
-        self, handle: int, cgroup: int, user: int, tag: int, *, tree: bool = False,
+        self, handle: int, cgroup: int, user: int, tag: int, tree: bool = False,
         searches_all: bool = False,
     ) -> int | None:  # fmt: skip
         """A file is being opened.
