@@ -469,7 +469,10 @@ def test_thousands_of_cgroups(mounted: Mounted, tree: Path) -> None:
     # The first makes the buffer.
     assert len(path.read_bytes().splitlines()) == len(below(tree))
     before = _memory(mounted.pid, "VmRSS")
-    Path(f"/proc/{mounted.pid}/clear_refs").write_text("5")
+    reset = Path(f"/proc/{mounted.pid}/clear_refs")
+    if not reset.exists():
+        pytest.skip("this kernel does not reset VmHWM: CONFIG_PROC_PAGE_MONITOR")
+    reset.write_text("5")
     # As nothing happens, a second text is the same.
     with open(path, "rb", buffering=0) as one, open(path, "rb", buffering=0) as other:
         length = same = 0
