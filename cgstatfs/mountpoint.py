@@ -23,10 +23,6 @@ TYPE = b"fuse.cgstatfs"
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH = 2
-# Bytes that a READ asks for at most. The kernel pins what it asks for of the reader's buffer, page
-# by page, before we are asked and whatever we answer: with the 128 KiB of cat(1) more than a text
-# takes, but one in .tree.
-_MAX_READ = 1 << 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,8 +83,7 @@ def mount(device: int, path: Path) -> None:
     The kernel checks permissions, against the owners and modes that we report.
     """
     options = (
-        f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,"
-        f"max_read={_MAX_READ}"
+        f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     )
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     _check(
