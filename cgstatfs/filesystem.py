@@ -5,7 +5,8 @@ Knows nothing of BPF: it is given a hierarchy, a way to bring it up to date, and
 file a function that reads it. What handlers follow:
 
 - Every handler first drains the cgroup events, so it answers with what had happened when it
-  was asked. No handler awaits anything: requests are answered one at a time, in order.
+  was asked; but those whose answer says nothing. No handler awaits anything: requests are
+  answered one at a time, in order.
 - Directories are cached by the kernel for as long as they live, and invalidated when they go
   or change. Files are not: each path walk asks for them, and is told their length.
 - Who opens what the kernel let them come to, by an owner or mode that has changed and may not
@@ -202,8 +203,8 @@ class FileSystem(pyfuse3.Operations):
         self.limits_hit = 0
         self._serial = 0
         # The file that was looked up last, which is mostly what is opened next: its node, and what
-        # that stands for. At first no file.
-        self._looked_up: tuple[int, Cgroup, _File] = 0, hierarchy.root, _File(b"", 0, _no_text)
+        # that stands for.
+        self._looked_up: tuple[int, Cgroup, _File] | tuple[None, None, None] = None, None, None
         self._file_entry = self._new_file_entry()
         # The directory's attributes of which it has a part.
         self._file_entry_of: os.stat_result | None = None
@@ -235,6 +236,8 @@ class FileSystem(pyfuse3.Operations):
         if file is not None:
             del self._file_of_tag[file.tag]
             file.gone = True
+        # It may be of that one, which is held by nothing else.
+        self._looked_up = None, None, None
 
     def show_about(self, about: About) -> None:
         """Show what the file system says of itself, in ``.cgstatfs``."""
@@ -311,7 +314,7 @@ class FileSystem(pyfuse3.Operations):
             file = next((each.file for each in self._open.values() if each.file.tag == tag), None)
         if file is None or (in_tree and not file.subtree):
             raise FUSEError(errno.ESTALE)
-        return self._hierarchy.by_id.get(id) or self._cgroup(id), file
+        return self._cgroup(id), file
 
     def _tree_cgroup(self, node: int) -> Cgroup:
         """Of a ``.tree``, or of what is in one."""
@@ -461,7 +464,8 @@ class FileSystem(pyfuse3.Operations):
             if parent == nodes.ABOUT:
                 return self._look_up_about(name)
             return self._look_up_in_tree(self._tree_cgroup(parent), name)
-        # The root's node is in there only if it is also the root's id.
+        # As _cgroup() does, without the call, but for the root's node. That is in there only if it is
+        # also the root's id.
         directory = self._hierarchy.by_id.get(parent) or self._cgroup(parent)
         if not directory.alive:
             raise self._gone(directory)
@@ -628,7 +632,7 @@ class FileSystem(pyfuse3.Operations):
     def open(self, node: int, flags: int, ctx: RequestContext) -> FileInfo:
         last, cgroup, file = self._looked_up
         tree = False
-        if node != last or file.gone:
+        if node != last:
             cgroup, file = self._cgroup_and_file(node)
             tree = nodes.is_tree(node)
         self._check_walk(cgroup, ctx)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,37 @@ def test_files_appear_and_disappear_everywhere_at_once(
     finally:
         if (mounted.runtime.pins / "properties").exists():
             unload(mounted, "properties")
+
+
+def test_looked_up_before_and_opened_after(
+    mounted: Mounted, properties: None, tree: Path, work: Path
+) -> None:
+    """What is opened is what is there by then, though nobody asks for its name again."""
+    (tree / "a").mkdir()
+    update(work, tree / "a", KINDS, 10)
+
+    @contextmanager
+    def looked_up(name: str) -> Iterator[Path]:
+        opened = os.open(mounted.of(tree) / name, os.O_PATH)
+        try:
+            yield Path(f"/proc/self/fd/{opened}")
+        finally:
+            os.close(opened)
+
+    with looked_up("a/test.kinds") as file:
+        assert calls(file) == 10
+    with looked_up("a/test.kinds") as file:
+        load(mounted, OBJECT)
+        assert calls(file) == 0
+    with looked_up("a/proc.events") as file:
+        (tree / "a").rmdir()
+        assert refused(file.read_bytes) == "ENOENT"
+        (tree / "a").mkdir()
+        assert refused(file.read_bytes) == "ESTALE"
+    with looked_up("a/test.kinds") as file, looked_up("a/test.shared") as other:
+        unload(mounted, "properties")
+        assert refused(other.read_bytes) == "ESTALE"
+        assert refused(file.read_bytes) == "ESTALE"
 
 
 @pytest.mark.on_host
