@@ -150,7 +150,7 @@ class Invalidator:
     def recent(self, cgroup: Cgroup) -> list[Cgroup]:
         """Which directories on the way to a cgroup, and its own, have changed owner or mode."""
         found, each = [], cgroup
-        while self.permissions and each is not None:
+        while each is not None:
             if each in self.permissions:
                 found.append(each)
             each = each.parent

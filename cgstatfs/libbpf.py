@@ -4,8 +4,8 @@
 It covers what cgstatfs uses and nothing more. BTF is in :mod:`cgstatfs.btf`.
 
 Every failure is an :class:`OSError` whose ``errno`` is the kernel's or libbpf's and whose
-``filename`` names the object, map, program or path. Where libbpf or the verifier logged
-something, :class:`LoadError` carries it.
+``filename`` names the object, map, program or path, but where a function says that it returns the
+errno. Where libbpf or the verifier logged something, :class:`LoadError` carries it.
 """
 
 from __future__ import annotations
@@ -576,6 +576,7 @@ def test_run(fd: int, context: ctypes.Structure) -> Callable[[], int]:
         ctx_in=ctypes.addressof(context),
         ctx_size_in=ctypes.sizeof(context),
     )
+    opts.context = context  # To stay as long.
     return functools.partial(lib.bpf_prog_test_run_opts, fd, ctypes.pointer(opts))
 
 
@@ -737,7 +738,6 @@ def create_iter(link_fd: int) -> int:
 _SAMPLE_FN = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 
-# In words of 8 bytes.
 # Of a ring buffer's first two pages, in words: see struct bpf_ringbuf in kernel/bpf/ringbuf.c, 6.12
 CONSUMER, PRODUCER = 0, mmap.PAGESIZE // 8
 

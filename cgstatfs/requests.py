@@ -56,7 +56,7 @@ class _Waiting:
                 return True
         return False
 
-    async def __call__(self) -> bool:
+    async def wait(self) -> bool:
         """:returns: whether to go on, as pyfuse3 wants to know: it is a read that says when to end"""
         now = time.perf_counter()
         if now - self._turn > _TURN_SECONDS:
@@ -83,5 +83,4 @@ def poll_first(fd: int) -> None:
     A version of it that does not call this function of its own by this name waits as it does
     without us, and is slower.
     """
-    # The method, since it is called as quickly as a function is, and an object is not.
-    pyfuse3._wait_fuse_readable = _Waiting(fd).__call__
+    pyfuse3._wait_fuse_readable = _Waiting(fd).wait

@@ -38,7 +38,7 @@ def _serve(waiting: _Counting, reader: int, count: int, answer: int | None = Non
 
     async def serve() -> None:
         for _ in range(count):
-            await waiting()
+            await waiting.wait()
             assert os.read(reader, 1) == b"x"
             if answer is not None:
                 os.write(answer, b"y")
