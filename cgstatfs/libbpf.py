@@ -591,18 +591,13 @@ def run_while_busy(fd: int, context: ctypes.Structure) -> Callable[[], int]:
     """
     run_once = test_run(fd, context)
 
-    def run_again() -> int:
-        for attempt in range(_BUSY_TRIES):
+    def run() -> int:
+        attempt = 0
+        while (result := run_once() or context.ret) == -errno.EBUSY and attempt < _BUSY_TRIES:
             # A release takes microseconds, another reader more.
             time.sleep(0 if attempt < 100 else 0.001)
-            result = run_once() or context.ret
-            if result != -errno.EBUSY:
-                break
+            attempt += 1
         return result
-
-    def run() -> int:
-        result = run_once() or context.ret
-        return run_again() if result == -errno.EBUSY else result
 
     return run
 
